@@ -13,16 +13,20 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
-from onnxshot.errors import UsageError
+from onnxshot.comparison.proto_edits import parsed
+from onnxshot.comparison.token_outputs import token_output
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.runtimes.invalid_model import blames_model
-from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.runtimes.open_models import OpenModels
+from onnxshot.runtimes.ort_bench import Latency, exceed
 from onnxshot.runtimes.ort_bench import bench as time_models
 from onnxshot.runtimes.ort_other_environment import bench_in
-from onnxshot.runtimes.ort_runtime import runtime
+from onnxshot.runtimes.ort_runtime import Feed, runtime
 from onnxshot.settings import Settings, budgeted
+from onnxshot.verification.decoding_speed import time_decoding, with_decoding
 
 _BENCH_FEEDS = 8
 
@@ -54,7 +58,9 @@ def bench(
         memory: Memory budget, as in `Settings`.
 
     Returns:
-        One row per model, in the order given. Latencies are in milliseconds.
+        One row per model, in the order given. Latencies are in milliseconds. If the models are decoders with a cache,
+        `prompt` and `token` of a row are the latencies of a prompt of 64 tokens and of one token behind it; not with
+        `python`, and not of models that run in parts.
 
     Raises:
         UsageError: `models` or `seconds` is invalid, or the other environment cannot be used.
@@ -78,4 +84,26 @@ def bench(
         here = f"onnxruntime {runtime().__version__}"
         with runnable_on_cpu(paths) as (runs, _):
             timed = time_models(runs, feeds, threads=threads, rounds=10_000, seconds=seconds)
-        return [replace(row, path=path, runtime=here) for row, path in zip(timed, paths, strict=True)]
+            timed = _with_decoding(runs, feeds[0], timed, threads=threads, seconds=seconds)
+        return [_named(row, path, here) for row, path in zip(timed, paths, strict=True)]
+
+
+def _named(row: Latency, path: Path, runtime: str) -> Latency:
+    """A row, and those inside it, with the file as it was given and the runtime."""
+    prompt, token = (None if one is None else _named(one, path, runtime) for one in (row.prompt, row.token))
+    return replace(row, path=path, runtime=runtime, prompt=prompt, token=token)
+
+
+def _with_decoding(
+    models: Sequence[Path], sample: Feed, rows: list[Latency], *, threads: int, seconds: float
+) -> list[Latency]:
+    """The rows, with the latency of a prompt and of a token where all models are decoders with a cache."""
+    output = token_output(parsed(models[0]))
+    if output is None or not output.presents or exceed(models):
+        return rows
+    opened = OpenModels(models, threads, whole=True)
+    try:
+        timed = time_decoding(models, sample, output, threads=threads, opened=opened, rounds=10_000, seconds=seconds)
+    except ModelError:  # a model without such a cache: it was timed on the samples alone
+        return rows
+    return with_decoding(rows, timed)

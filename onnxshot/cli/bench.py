@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import onnxshot
 from onnxshot.cli.options import (
+
+if TYPE_CHECKING:
+    from onnxshot.runtimes.ort_bench import Latency
     CalibOpt,
     JsonOpt,
     LengthOpt,
@@ -43,5 +46,12 @@ def bench(
 
     reading = preset_of(preset, tokenizer, length)
     rows = onnxshot.bench(models, calib, preset=reading, seconds=seconds, threads=threads, python=python, memory=memory)
-    values = {"models": [{**asdict(row), "path": str(row.path)} for row in rows]}
+    values = {"models": [_plain(row) for row in rows]}
     tell(as_json, values, lambda: tables.show_latencies(rows))
+
+
+def _plain(row: Latency) -> dict[str, Any]:
+    """A row as plain values; parts that were not timed are left out."""
+    inner = {name: _plain(part) for name in ("prompt", "token") if (part := getattr(row, name)) is not None}
+    own = {name: value for name, value in asdict(row).items() if name not in ("prompt", "token") and value is not None}
+    return {**own, "path": str(row.path), **inner}

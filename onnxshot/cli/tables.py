@@ -20,6 +20,7 @@ from onnxshot.results.compressed import CompressReport
 from onnxshot.results.pruned import PruneReport
 from onnxshot.results.shrunk import ShrinkReport
 from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.verification.decoding_speed import PROMPT
 
 _WORST = 5
 _SKIPS = 6
@@ -237,9 +238,21 @@ def show_latencies(rows: Sequence[Latency]) -> None:
     """Print the runtime, then one line per model; speedups are relative to the first."""
     if rows and rows[0].runtime:
         stderr_console().print(f"in {escape(rows[0].runtime)}")
-    table = Table(name_column("model"), "median ms", "p10", "p90", "speedup", box=None, pad_edge=False)
+    _print_latencies(rows)
+    for what, part in (("one token behind a prompt", "token"), ("a prompt", "prompt")):
+        inner = [one for row in rows if (one := getattr(row, part)) is not None]
+        if inner:
+            tokens = f" of {PROMPT} tokens"
+            stderr_console().print(f"{what}{tokens}:")
+            _print_latencies(inner)
+
+
+def _print_latencies(rows: Sequence[Latency]) -> None:
+    heads = ("median ms", "p10", "p90", "speedup", "CPU ms", "CPU speedup")
+    measured = all(row.cpu_ms is not None for row in rows)
+    table = Table(name_column("model"), *(heads if measured else heads[:4]), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(
-            escape(str(row.path)), f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x"
-        )
+        cpu = [f"{row.cpu_ms:.3f}", f"{row.cpu_ratio:.2f}x"] if measured else []
+        figures = (f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x", *cpu)
+        table.add_row(escape(str(row.path)), *figures)
     stderr_console().print(table)

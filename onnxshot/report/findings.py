@@ -30,7 +30,14 @@ from onnxshot.report.advice import (
     smaller,
     to_gain,
 )
-from onnxshot.report.token_figures import FLOOR_RISE, judged_by_tokens, perplexities, rise_of
+from onnxshot.report.token_figures import (
+    FLOOR_RISE,
+    judged_by_tokens,
+    on_own_cache,
+    perplexities,
+    rise_of,
+    rise_of_decoding,
+)
 from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.targets import RUNTIMES
 
@@ -114,10 +121,10 @@ def _perplexity(values: Values) -> Iterator[Finding]:
     if rise is not None and rise > FLOOR_RISE:
         what = f"the perplexity rises by {100 * rise:.1f} %, more than {100 * FLOOR_RISE:g} %"
         yield Finding(BAD, f"{what}: {perplexities(values)}", to_gain(values))
-    own = (tokens.get("steps") or {}).get("perplexity_rise")
-    if rise is not None and own is not None and own > FLOOR_RISE >= rise:
-        what = f"decoding on its own cache, the perplexity rises by {100 * own:.1f} %, and by {100 * rise:.1f} % else"
-        yield Finding(CAUTION, what, to_gain(values))
+    own = rise_of_decoding(values)
+    if own is not None and own > FLOOR_RISE:
+        what = f"token by token on its own cache, the perplexity is {100 * own:.1f} % higher than at once"
+        yield Finding(CAUTION, f"{what}: {on_own_cache(values)}", "compare what both models write, step by step")
     if rise is None and tokens.get("scored") and not tokens["informative"]:
         what = "the float model predicts the samples no better than chance: they are no text that it knows"
         yield Finding(CAUTION, what, "give text: --calib DATA with the model's own tokens")

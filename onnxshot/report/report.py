@@ -49,9 +49,9 @@ class Report:
         tokens: of a language model: `output` and `ids`, its logits and its ids; over all samples `positions`, `scored`
             (positions whose next token is known), `float_perplexity`, `perplexity`, `perplexity_rise` (0.02 for 2 %),
             `kl_nats`, `agreement`; `informative`: whether the float model predicts the samples better than chance;
-            `caches`: outputs that become pasts;
-            `steps`: the same figures where each model decodes on its own cache, with `windows`, `prompt`, `steps`.
-            Empty for other models, and on random data.
+            `caches`: outputs that become pasts; `steps`: the same figures where each model decodes on its own cache,
+            with `windows`, `prompt`, `steps`, and `perplexity_at_once`, that of the result at the same positions where
+            it runs the samples as a whole. Empty for other models, and on random data.
         on_random_data: `sqnr_db`, `agreement`, `output_sqnr_db`, `sqnr_optimized_db` and `sqnr_unoptimized_db`, if all
             inputs were random; else empty.
         not_finite: outputs that are NaN or infinite where those of the float model are not, in words.

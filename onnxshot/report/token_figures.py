@@ -41,11 +41,19 @@ def perplexities(values: Values) -> str:
 
 
 def on_own_cache(values: Values) -> str:
-    """The rise of the perplexity where each model decodes on its own cache; empty where it was not measured."""
+    """The perplexity where the result decodes on its own cache, and at the same positions else; empty where unknown."""
     steps = (values.get("tokens") or {}).get("steps") or {}
-    if "perplexity_rise" not in steps:
+    if not {"perplexity", "perplexity_at_once"} <= steps.keys():
         return ""
-    return f"{rises(steps['perplexity_rise'])} over {steps['scored']} tokens on own caches"
+    return f"{steps['perplexity']:.4g} token by token, {steps['perplexity_at_once']:.4g} at once"
+
+
+def rise_of_decoding(values: Values) -> float | None:
+    """The share by which the perplexity is higher where the result decodes on its own cache; None where unknown."""
+    steps = (values.get("tokens") or {}).get("steps") or {}
+    if rise_of(values) is None or not {"perplexity", "perplexity_at_once"} <= steps.keys():
+        return None
+    return float(steps["perplexity"] / steps["perplexity_at_once"] - 1.0)
 
 
 def divergence(values: Values) -> str:
@@ -58,10 +66,11 @@ def divergence(values: Values) -> str:
 
 def in_one_line(values: Values) -> str:
     """Perplexity and divergence in one line for the terminal; empty where neither was measured."""
-    parts = [f"perplexity {text}" for text in [perplexities(values)] if text]
-    parts += [text for text in [on_own_cache(values)] if text]
-    parts += [f"divergence {text}" for text in [divergence(values)] if text]
     tokens = values.get("tokens") or {}
+    parts = [f"perplexity {text}" for text in [perplexities(values)] if text]
+    steps = tokens.get("steps") or {}
+    parts += [f"of {steps['scored']} decoded tokens {text}" for text in [on_own_cache(values)] if text]
+    parts += [f"divergence {text}" for text in [divergence(values)] if text]
     if tokens.get("perplexity") and not tokens["informative"]:
         parts.append("the float model predicts these samples no better than chance")
     return ", ".join(parts)

@@ -1,7 +1,8 @@
 """Compare two decoders as they are deployed: a prompt, then token after token, each model on its own cache.
 
-The other figures feed both models the same pasts. Here the errors of the candidate's cache add up, as they do when it
-writes text. The tokens that are fed are those of the sample.
+The other figures come from whole samples, with pasts that both models share. Here each model reads what it wrote, and
+single tokens may run by other kernels than many. The tokens that are fed are those of the sample. The candidate scores
+the same positions at once as well: only a difference between these two is a fault of decoding.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Decoded:
 
     Attributes:
         scores: Figures of the logits of all steps.
+        at_once: The same, where the candidate runs each sample as a whole.
         windows: Samples decoded.
         prompt: Positions of the longest prompt.
         steps: Tokens fed one by one, of all samples.
@@ -40,6 +42,7 @@ class Decoded:
     """
 
     scores: TokenScores
+    at_once: TokenScores
     windows: int = 0
     prompt: int = 0
     steps: int = 0
@@ -49,7 +52,11 @@ class Decoded:
         """The figures, with the keys that reports use; empty if nothing was decoded."""
         if not self.scores.positions:
             return {}
-        return {"windows": self.windows, "prompt": self.prompt, "steps": self.steps, **self.scores.figures()}
+        whole = self.at_once.perplexity if self.at_once.scored == self.scores.scored else None
+        return {
+            "windows": self.windows, "prompt": self.prompt, "steps": self.steps, **self.scores.figures(),
+            **({"perplexity_at_once": whole} if whole is not None else {}),
+        }  # fmt: skip
 
 
 def decode(
@@ -67,7 +74,7 @@ def decode(
     Returns:
         The figures. A model that does not run on its own cache leaves a note instead.
     """
-    found = Decoded(TokenScores(output, causal))
+    found = Decoded(TokenScores(output, causal), TokenScores(output, causal))
     missing = [name for name in output.presents.values() if name not in candidate.outputs]
     if missing:
         found.note = f"not decoded token by token: the candidate lacks output {missing[0]!r}"
@@ -94,12 +101,16 @@ def _decode(reference: Runner, candidate: Runner, window: Window, prompt: int, f
     seen = kept_positions(window.feed, window.output)
     ids = window.ids
     stop = min(ids.shape[1], prompt + STEPS)
+    whole = candidate.run(window.feed, [window.output.logits])[window.output.logits]
     steps = zip(_steps(reference, window, prompt, stop), _steps(candidate, window, prompt, stop), strict=True)
     for position, (wanted, got) in enumerate(steps, prompt):
         following = np.full(len(ids), -1, np.int64)
         if position + 1 < ids.shape[1]:
             following = np.where(seen[:, position] & seen[:, position + 1], ids[:, position + 1], -1)
-        found.scores.add_rows(wanted, got, np.flatnonzero(seen[:, position]), following)
+        at = np.flatnonzero(seen[:, position])
+        found.scores.add_rows(wanted, got, at, following)
+        if whole.ndim == 3 and whole.shape[1] == ids.shape[1]:  # else the model scores the last position alone
+            found.at_once.add_rows(wanted, whole[:, position], at, following)
         found.steps += 1
 
 

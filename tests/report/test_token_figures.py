@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tiny_decoders import decoder, encoder, no_past, texts
 
 import onnxshot
-from onnxshot.cli.tables import show_report
+from onnxshot.cli.tables import show_latencies, show_report
 from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import decoding_in_one_line, in_one_line
@@ -50,7 +50,7 @@ def test_the_page_the_terminal_and_the_trackers_show_them(found: Report, capsys:
     show_report(found)
     shown = " ".join(capsys.readouterr().err.split())
     assert f"perplexity {values['tokens']['float_perplexity']:.4g} -> " in shown
-    assert "on own caches" in shown and "a token " in shown and "a prompt of 64 tokens " in shown
+    assert "of 15 decoded tokens" in shown and "a token " in shown and "a prompt of 64 tokens " in shown
     (record,) = _records(values)
     assert record.figures["tokens/perplexity"] == values["tokens"]["perplexity"]
     assert record.figures["tokens/steps/kl_nats"] == values["tokens"]["steps"]["kl_nats"]
@@ -108,3 +108,18 @@ def test_the_size_of_weights_is_that_of_the_file(tmp_path: Path) -> None:
     assert set(bits.values()) <= {8, 32} and len(bits) == 5
     html = page(report.to_dict())
     assert "Bits along the network" in html and "Size by kind" in html and "bits a weight" in html
+
+
+def test_bench_times_prompts_and_tokens_of_decoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, model in (("a", decoder(cache=True)), ("b", decoder(0.05, cache=True)), ("c", encoder())):
+        (tmp_path / f"{name}.onnx").write_bytes(model)
+    feeds = [{"input_ids": ids, **no_past()} for ids in texts()]
+    first, other = onnxshot.bench([tmp_path / "a.onnx", tmp_path / "b.onnx"], feeds, seconds=0.01, threads=1)
+    assert first.prompt is not None and first.token is not None and other.token is not None
+    assert first.token.ratio == 1.0 and other.token.rounds >= 3 and other.token.path == other.path
+    (alone,) = onnxshot.bench([tmp_path / "c.onnx"], [{"input_ids": ids} for ids in texts()], seconds=0.01, threads=1)
+    assert alone.prompt is None and alone.cpu_ms is not None
+    show_latencies([first, other])
+    shown = capsys.readouterr().err
+    assert "one token behind a prompt of 64 tokens:" in shown and "a prompt of 64 tokens:" in shown
+    assert "CPU speedup" in shown

@@ -1,7 +1,9 @@
 """The figures of language models are those that numpy computes: perplexity, divergence, agreement, with and without
 padding and caches."""
 
+
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from tiny_decoders import VOCABULARY, decoder, encoder, logits_of, logs_of, no_past, texts
@@ -113,6 +115,17 @@ def test_steps_on_own_caches_are_those_of_whole_texts() -> None:
     assert found.scores.scored == len(after) == 3 * 5
     assert found.scores.perplexity == pytest.approx(np.exp(after.mean()), rel=1e-4)
     assert found.scores.divergence == pytest.approx(apart.mean(), rel=1e-3)
+    assert found.figures()["perplexity_at_once"] == pytest.approx(found.scores.perplexity, rel=1e-5)
+
+
+def test_a_cache_that_loses_what_it_is_given_shows() -> None:
+    proto = onnx.load_from_string(decoder(cache=True))
+    (made,) = (node for node in proto.graph.node if node.output[0] == "present.key")
+    made.op_type = "Neg"
+    found = decode(Runner(decoder(cache=True)), Runner(proto.SerializeToString()), samples(**no_past()), CACHE)
+    figures = found.figures()
+    assert figures["perplexity_at_once"] == pytest.approx(figures["float_perplexity"], rel=1e-5)
+    assert figures["perplexity"] > 1.1 * figures["perplexity_at_once"]
 
 
 def test_the_steps_of_a_long_text_are_bounded() -> None:

@@ -42,7 +42,7 @@ def tiles(values: Values) -> Markup:
         ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
         ("equal answers", figures.percent(values.get("agreement"))),
         ("perplexity", perplexities(values).replace("->", "→")),
-        ("perplexity on own caches", on_own_cache(values).split(" over ")[0]),
+        ("perplexity of decoded tokens", on_own_cache(values)),
         ("divergence", divergence(values)),
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
         ("bits a weight", "" if values.get("bits_per_weight") is None else f"{values['bits_per_weight']:.2f}"),

@@ -21,7 +21,9 @@ _SINKS: dict[str, tuple[str, Callable[[str, Record], None]]] = {
     "mlflow": ("mlflow", mlflow.write),
 }
 """Name of the tracker, and of its extra -> the package that it needs, and the function that logs."""
-_OF_TOKENS = ("float_perplexity", "perplexity", "perplexity_rise", "kl_nats", "agreement")
+_OF_TOKENS = (
+    "float_perplexity", "perplexity", "perplexity_rise", "perplexity_at_once", "kl_nats", "agreement",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
