@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import onnxshot
 from onnxshot.cli.options import (
-
-if TYPE_CHECKING:
-    from onnxshot.runtimes.ort_bench import Latency
     CalibOpt,
     JsonOpt,
     LengthOpt,
@@ -23,6 +20,9 @@ if TYPE_CHECKING:
     preset_of,
     tell,
 )
+
+if TYPE_CHECKING:
+    from onnxshot.runtimes.ort_bench import Latency
 
 
 def bench(
