@@ -26,7 +26,7 @@ from onnxshot.planning.block_schemes import bits_of
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
-from onnxshot.planning.plan import FLOAT, STATIC, NodePlan, Plan
+from onnxshot.planning.plan import FLOAT, STATIC, WEIGHTS, NodePlan, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.runtimes.ort_kernel_times import kernel_times, timed_in_parts
@@ -207,6 +207,8 @@ def workbench(
             held_out = list(range(len(data)))  # nothing is learned or chosen from samples
         if gathered is not None:
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
+        elif recipe.effort != "fast" and any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS)):
+            held_out = split(len(data))[1]  # the result's weights are rounded with the others
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
