@@ -30,7 +30,7 @@ from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.name_patterns import exact_patterns
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC
+from onnxshot.planning.plan import DYNAMIC, FLOAT, OPERATOR, STATIC, WEIGHTS
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
@@ -47,6 +47,7 @@ from onnxshot.runtimes.ort_runtime import stored_bytes
 from onnxshot.stages.make_quantized import Quantized, make_quantized
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared, prepare_model
+from onnxshot.stages.settle_forms import AUTO, settle_forms
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.reference import Reference
@@ -132,11 +133,23 @@ class Alternatives:
             yield replace(self._recipe, mode=mode)
 
     def _quicker(self) -> Iterator[Recipe]:
-        """Quantize products dynamically, where the result is slower than the input, or hardly faster."""
-        products = any(n.how == STATIC and n.op in PRODUCTS for n in self.made.plan.nodes)
-        speedup = self.made.report.speedup
-        if speedup is not None and speedup < _HARDLY_FASTER and products and self._recipe.mode == STATIC:
+        """Quantize products at run time, where the result is slower than the input, or hardly faster.
+
+        Of products in blocks, those that many rows reach.
+        """
+        plan, speedup = self.made.plan, self.made.report.speedup
+        if speedup is None or speedup >= _HARDLY_FASTER:
+            return
+        if self._recipe.mode == STATIC and any(n.how == STATIC and n.op in PRODUCTS for n in plan.nodes):
             yield from self._in_mode(DYNAMIC)
+        in_blocks = (n for n in plan.nodes if n.how == WEIGHTS)
+        if self._recipe.mode == WEIGHTS and any(plan.weights[n.node].form == OPERATOR for n in in_blocks):
+            for recipe in self._in_mode(AUTO):
+                settled, _ = settle_forms(
+                    replace(self._prepared, model=self._float_model, recipe=recipe), self.made.samples.data
+                )
+                if settled.recipe.mode != WEIGHTS:  # else nothing would change
+                    yield recipe
 
     def _faster_in_float(self) -> Iterator[Recipe]:
         """Quantize weights alone, where the normalized graph is faster in float than in int8; a note says so.

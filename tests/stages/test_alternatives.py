@@ -18,6 +18,7 @@ import onnxshot
 from onnxshot.recovery.float_fallback import BLOCKS, Units, smallest_fallback
 from onnxshot.report.advice import FLOOR_DB
 from onnxshot.runtimes.ort_bench import Latency
+from onnxshot.runtimes.product_speed import ProductSpeed
 from onnxshot.stages import alternatives
 
 
@@ -123,6 +124,25 @@ def test_what_is_slower_is_tried_with_products_quantized_at_run_time(monkeypatch
     truly = sqnr(outputs(proto, data[9:]), outputs(own, data[9:]))
     assert truly == pytest.approx(row["sqnr_db"], abs=0.01), "on the samples that the result is judged on"
     assert "--mode dynamic" not in report.next_step(), "it was measured to be as slow"
+
+
+@pytest.mark.parametrize(("faster", "tried"), [("dynamic", ["--mode auto --bits 4"]), ("blocks", [])])
+def test_blocks_that_bring_no_speed_are_tried_with_products_in_int8(
+    faster: str, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(*_: object) -> dict[str, float]:
+        return {form: 1.0 if form == faster else 3.0 for form in ("dynamic", "blocks")}
+
+    monkeypatch.setattr(ProductSpeed, "of", of)
+    clock(monkeypatch, 1.0)
+    proto = model("g (float[R, 64] x) => (float[R, 96] y) { y = MatMul(x, w) }", {"w": weight(64, 96)})
+    data = feeds(count=12, x=(40, 64))
+    report = onnxshot.quantize(proto, data, mode="weights", bits=4, settings=PROVEN).report
+    assert [row["options"] for row in report.tried if "exclude" not in row["options"]] == tried
+    if tried:
+        own = onnxshot.quantize(proto, data, mode="auto", bits=4, settings=PROVEN).model.to_proto()
+        truly = sqnr(outputs(proto, data[9:]), outputs(own, data[9:]))
+        assert truly == pytest.approx(report.tried[0]["sqnr_db"], abs=0.01)
 
 
 def recurrent(op: str, gates: int) -> tuple[onnx.ModelProto, list[Feed]]:
