@@ -17,7 +17,7 @@ from onnxshot.files.regular_files import read_regular
 
 TEXTS = (".txt", ".md", ".jsonl", ".tsv")
 """Suffixes of files of text."""
-MOST_TEXT = 256 << 20
+MOST_TEXT = 64 << 20
 """Most bytes of all files of text together, and most characters of the texts of an iterable."""
 _PLAIN = (".txt", ".md")
 _FIELDS = (
@@ -61,7 +61,7 @@ class Text:
         if not self.whole:
             yield self
             return
-        for number, line in enumerate(self.text.splitlines(), 1):
+        for number, line in enumerate(self.text.split("\n"), 1):
             if line.strip():
                 yield Text(f"{self.where} line {number}", line.strip())
 
@@ -90,7 +90,7 @@ def files_of_text(root: Path, paths: Sequence[Path], field: str | None = None) -
             if "larger" not in e.message:
                 raise
             what = f"the texts {root} hold more than {MOST_TEXT >> 20} MiB"
-            raise CalibrationError(what, "give a part of them: a few MiB are plenty") from e
+            raise CalibrationError(what, "give a part, such as head -c 10M gives: a few MiB are plenty") from e
         free -= len(content)
         found += _texts(_decoded(content, path), path, where, field)
         if len(found) > MOST_TEXTS:
@@ -109,7 +109,7 @@ def _decoded(content: bytes, path: Path) -> str:
         raise CalibrationError(what, f"if it is latin-1: iconv -f latin1 -t UTF-8 {path.name}") from None
     if "\0" in text:
         raise CalibrationError(f"{path} is not a text: it holds NUL bytes", "is it the right file?")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _texts(text: str, path: Path, where: str, field: str | None) -> Iterator[Text]:

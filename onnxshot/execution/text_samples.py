@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,12 @@ class TextOpener:
             # a copy of the graph: this one may change before the samples are read
             runs = LanguageRuns(LeanModel.of(self.model), self.model.path, specs, inputs, self.threads, tokenizer.pad)
         return TextSource(label, windows, inputs, reading, runs, reading.notes(label, windows, total))
+
+
+def _from_here(path: Path) -> Path:
+    """A path as a user would write it: from the working folder, where it lies below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class _AnySize(dict[str, int]):
@@ -185,7 +192,7 @@ class _Reading:
         of = f" of {total}, evenly spaced," if len(windows) < total else ""
         found = [
             f"{len(windows)} {what}{of} from {label}: {tokens} tokens, {self.length} at most in one, "
-            f"by {self.tokenizer.path}"
+            f"by {_from_here(self.tokenizer.path)}"
         ]
         if steps := sum(bool(window.before) for window in windows):
             found.append(f"{steps} of the samples are one token behind a prompt that the model itself has read")

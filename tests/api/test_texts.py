@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("tokenizers")
 from texts import BERT, encoder, ids_of, write_tokenizer
 from typer.testing import CliRunner
 

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
+
+pytest.importorskip("tokenizers")
 from texts import BERT, PLAIN, decoder, encoder, ids_of, info, write_tokenizer
 from tones import write_wave
 
