@@ -35,7 +35,6 @@ from onnxshot.search.goal import TIMES, Goal, Judge
 from onnxshot.search.mixed_precision import MixedPrecisionSearch, pareto_front
 from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
-from onnxshot.targets import target_named
 
 
 @checked
@@ -102,11 +101,8 @@ def tune(
     files.check()
     settings = replace(settings, files=Files())
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget
-    in_blocks = bits_of(target_named(recipe.target), recipe) is not None
-    # What is learned from data, layer by layer, is not needed to choose bits: full runs make the final file.
-    learned = replace(recipe, effort="fast") if in_blocks else recipe
     with (
-        workbench(model, calib, stats=stats, preset=preset, recipe=learned, settings=settings) as bench,
+        workbench(model, calib, stats=stats, preset=preset, recipe=recipe, settings=settings) as bench,
         scratch() as folder,
     ):
         reference = bench.reference.at(folder / "float.onnx")
@@ -117,7 +113,9 @@ def tune(
         def remake(recipe: Recipe) -> Model:
             return quantize(model, calib, stats=stats, preset=preset, recipe=recipe, settings=quiet).model
 
-        given = (bench, goal, judge, folder, deadline, recipe, remake)
+        asked = bench.prepared.recipe  # mode auto is settled in it
+        given = (bench, goal, judge, folder, deadline, asked, remake)
+        in_blocks = bits_of(bench.prepared.target, asked) is not None
         search = BlockSearch(*given) if in_blocks else MixedPrecisionSearch(*given)
         outcome = search.find()
         searched = time.perf_counter() - started

@@ -8,7 +8,8 @@
 4. Raise groups level by level, the most loss saved per byte first. This gives one path from the smallest file to the
    most accurate one.
 5. Under a limit of size, go as far as it allows. For a minimum accuracy, bisect the path for the smallest file that
-   reaches it on held-out samples. Candidates are rounded without data.
+   reaches it on held-out samples. Candidates are rounded without data. One is also made by a full run of `quantize`,
+   which rounds with data; the bisection then goes on to where the others reach the goal if they gain as much.
 """
 
 from __future__ import annotations
@@ -16,25 +17,23 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxshot.delivery.record import stamp
-from onnxshot.execution.candidate_race import candidate_of
-from onnxshot.graph import Constant, Model, Node
+from onnxshot.graph import Constant, Model
 from onnxshot.graph.copies import copy_of
 from onnxshot.graph.save import write
 from onnxshot.passes.tie_weights import ties_of
-from onnxshot.planning.plan import FLOAT, NodePlan, Plan
+from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.search.block_levels import (
     FLOAT_RULE,
     Level,
     Rule,
-    Stored,
     ladder,
     layers_of,
     level_rules,
@@ -44,20 +43,16 @@ from onnxshot.search.block_levels import (
     stored_at,
 )
 from onnxshot.search.goal import Goal, Judge, Measured, Outcome
+from onnxshot.search.group_losses import GroupLosses, OutOfTime
 from onnxshot.search.layer_groups import layer_groups
-from onnxshot.search.output_loss import OutputLoss
 from onnxshot.search.workbench import Workbench
 
-_NOTABLE = 0.1  # share of the loss at the lowest level that 8 bits lose, from which groups are measured at 8 bits too
+_REMADE = 3  # candidates that are made by a full run at most: each takes as long as `quantize`
 _FITTED = 3  # times that a candidate is made smaller because its file is larger than was computed
-_MOST_LOSS = 1e9  # of outputs that are no numbers
+_GAIN_DB = 0.1  # by which a full run must be more accurate than rounding without data, to make others
 
 Choice = tuple[int, ...]
 """A candidate: the level of each group, counted from the lowest."""
-
-
-class _OutOfTime(Exception):
-    """The time budget is spent. Raised between two measurements, never during one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,9 @@ class BlockSearch:
     out_of_time: bool = False
     groups: list[Choices] = field(default_factory=list)
     _path: list[int] = field(default_factory=list)
+    _places: dict[Choice, int] = field(default_factory=dict)
     _known_bytes: int = 0
+    _remade: int = 0
 
     def find(self) -> Outcome:
         """Return the best candidate found before the deadline, as a recipe."""
@@ -119,9 +116,10 @@ class BlockSearch:
             self.measured(smallest)
             if self.goal.wants_accuracy:
                 self._reach()
+                self._remake()
             elif not self.goal.too_much(self.seen[smallest]):
                 self._use_up()
-        except _OutOfTime:
+        except OutOfTime:
             self.out_of_time = True
         return self.best()
 
@@ -200,7 +198,9 @@ class BlockSearch:
         held = {n: w for n in layers if isinstance(w := n.inputs[slots[n.label]], Constant)}
         groups = layer_groups(model, held, same)
         stored = [stored_at(group, plans, same) for group in groups]
-        losses = self._losses(groups, stored, {id(rule): plan for rule, plan in plans})
+        measuring = GroupLosses(self.bench, groups, stored, plans, self._rewritten, self._in_time, self._show)
+        losses = measuring.laws()
+        self.out_of_time = measuring.out_of_time
         return [
             Choices(tuple(layers[n] for n in group), ladder(levels, loss))
             for group, levels, loss in zip(groups, stored, losses, strict=True)
@@ -209,52 +209,6 @@ class BlockSearch:
     def _everywhere(self, rule: Rule, patterns: Iterable[str]) -> Recipe:
         """The recipe with all layers at one level."""
         return replace(self.asked, layers={**self.asked.layers, **{pattern: dict(rule) for pattern in patterns}})
-
-    def _losses(
-        self, groups: Sequence[Sequence[Node]], stored: Sequence[Sequence[Stored]], plans: Mapping[int, Plan]
-    ) -> list[Callable[[Stored], float]]:
-        """By group, the loss as a function of the level."""
-        bench = self.bench
-        lowest, eight = [min(levels, key=lambda s: s.bytes) for levels in stored], [_in_8_bits(s) for s in stored]
-        outputs = OutputLoss(bench.reference.model, bench.samples, bench.prepared.settings.threads)
-
-        def alone(group: Sequence[Node], at: Stored) -> float:
-            self._in_time()
-            return min(outputs.of(candidate_of(self._rewritten(_only(plans[id(at.rule)], group)))), _MOST_LOSS)
-
-        low: dict[int, float] = {}
-        high: dict[int, float] = {}
-        try:
-            # The largest first: a budget that ends here has then seen what matters most.
-            for i in sorted(range(len(groups)), key=lambda i: -lowest[i].bytes):
-                low[i] = alone(groups[i], lowest[i])
-                self._show("groups of layers measured", len(low), len(groups))
-            known = [s for s in eight if s is not None]
-            if known and all(s.error < lowest[i].error for i, s in enumerate(eight) if s is not None):
-                every = [n for group in groups for n in group]
-                if alone(every, known[0]) > _NOTABLE * sum(low.values()):
-                    for i in sorted(low, key=lambda i: -low[i]):
-                        if (at := eight[i]) is not None:
-                            high[i] = alone(groups[i], at)
-                            self._show("groups of layers measured at 8 bits", len(high), len(groups))
-        except _OutOfTime:
-            self.out_of_time = True
-        finally:
-            outputs.close()
-        energy = sum(lowest[i].error * lowest[i].bytes for i in low)
-        typical = sum(low.values()) / energy if energy > 0 else 1.0
-
-        def law(i: int) -> Callable[[Stored], float]:
-            bottom, top = lowest[i], eight[i]
-            lost = low.get(i, typical * bottom.error * bottom.bytes)
-            if i not in high or top is None:
-                return lambda at: lost * at.error / bottom.error if bottom.error > 0 else 0.0
-            floor, span = min(high[i], lost), max(bottom.error - top.error, 1e-30)
-            return lambda at: (
-                floor + (lost - floor) * max(at.error - top.error, 0.0) / span if "bits" in at.rule else 0.0
-            )
-
-        return [law(i) for i in range(len(groups))]
 
     # ------------------------------------------------------------------ steps
 
@@ -276,6 +230,44 @@ class BlockSearch:
                 high = middle
         if self.goal.max_size is not None and self.goal.too_much(self.seen[self._at(high)]):
             self._use_up()
+
+    def _remake(self) -> None:
+        """Make smaller candidates by full runs of `quantize`, where these are more accurate."""
+        reached = self._places.get(best := self.best(), 0)
+        if not reached or self.goal.missed(self.seen[best]) or self.asked.effort == "fast":
+            return
+        full = self._made_anew(best)
+        gain = full.sqnr_db - self.seen[best].sqnr_db
+        if gain < _GAIN_DB:
+            return
+        share = 10 ** (-gain / 10)
+
+        def hoped(count: int) -> Measured:
+            found = self.measured(self._at(count))
+            others = {name: getattr(found, name, None) for name in ("drop", "perplexity_rise")}
+            scaled = {name: value * share for name, value in others.items() if value is not None and value > 0}
+            return replace(found, sqnr_db=found.sqnr_db + gain, **scaled)
+
+        low, high = -1, reached
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.goal.inaccurate(hoped(middle)) else (low, middle)
+        for count in [high + (reached - high) * i // _REMADE for i in range(_REMADE - 1)]:
+            if count == reached:
+                return
+            found = self._made_anew(self._at(count))
+            if not self.goal.missed(found):
+                self.seen[self._at(count)] = found
+                return
+
+    def _made_anew(self, choice: Choice) -> Measured:
+        """Measure what a full run makes of a candidate."""
+        self._in_time()
+        recipe, path = self.recipe(choice), self.folder / "candidate.onnx"
+        write(self.remake(recipe), path)
+        self._remade += 1
+        self._show("candidates made anew", self._remade)
+        return replace(self.judge.measure(path, recipe.exclude), levels=self.levels(choice))
 
     def _use_up(self) -> None:
         """Measure the most accurate candidate within the limits."""
@@ -300,7 +292,9 @@ class BlockSearch:
     def _at(self, count: int) -> Choice:
         """The candidate after some steps of the path."""
         taken = Counter(self._path[:count])
-        return tuple(taken[i] for i in range(len(self.groups)))
+        choice = tuple(taken[i] for i in range(len(self.groups)))
+        self._places[choice] = count
+        return choice
 
     def _within(self, room: float) -> Choice:
         """Take steps of the path as long as the file stays within a size; of those that do not fit, later ones may."""
@@ -353,26 +347,10 @@ class BlockSearch:
 
     def _in_time(self) -> None:
         if time.perf_counter() > self.deadline:
-            raise _OutOfTime
+            raise OutOfTime
 
     def _show(self, what: str, done: int, total: int | None = None) -> None:
         progress = self.bench.prepared.settings.progress
         if progress is not None:
             bisected = 1 + math.ceil(math.log2(len(self._path) + 2))
             progress(what, done, total if total is not None else max(done, bisected))
-
-
-def _in_8_bits(levels: Sequence[Stored]) -> Stored | None:
-    """The level of 8 bits; None where that is not a level of its own."""
-    return next((one for one in levels if one.rule.get("bits") == 8), None)
-
-
-def _only(plan: Plan, nodes: Iterable[Node]) -> Plan:
-    """The plan in which these nodes alone are quantized."""
-    labels = {node.label for node in nodes}
-
-    def left(node: NodePlan) -> NodePlan:
-        return node if node.node in labels else replace(node, how=FLOAT, reason="not measured now")
-
-    weights = {label: planned for label, planned in plan.weights.items() if label in labels}
-    return replace(plan, nodes=tuple(map(left, plan.nodes)), weights=weights, stored={})

@@ -195,6 +195,7 @@ def workbench(
         data = given.data
         assert data is not None
         prepared, _ = settle_forms(prepared, data)
+        prepared, forms = settle_forms(prepared, data)
         reference = check_normalized(prepared, data)
         if reference is None:
             raise UsageError("the model is too large to measure in memory", "give the path of its file")
@@ -203,7 +204,7 @@ def workbench(
         gathered = observe(prepared, plan, given)
         final = improve_plan(prepared, plan, gathered, given, reference)
         calibrated, held_out = split(len(data))
-        if bits_of(prepared.target, recipe) is None:
+        if bits_of(prepared.target, prepared.recipe) is None:
             held_out = list(range(len(data)))  # nothing is learned or chosen from samples
         if gathered is not None:
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
@@ -212,7 +213,8 @@ def workbench(
         tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
-        notes = [*prepared.notes, *given.notes, reference.note, *(gathered.notes if gathered else ()), *final.notes]
+        notes = [*prepared.notes, *given.notes, *forms, reference.note, *(gathered.notes if gathered else ())]
+        notes += final.notes
         known = tuple(note for note in notes if note)
         judge = Judge(reference.model, samples, settings.threads)
         yield Workbench(final.prepared, reference, final, units, samples, judge, data.subset(held_out), known)

@@ -1,5 +1,6 @@
 """Bits per layer under a goal: the layer that matters gets more, and the recipe found makes the same file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,26 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from fixture_runs import QUICK, outputs, sqnr
-from handmade.core import Feed, feeds, model
+from handmade.core import Feed, feeds
+from loud_layer import LOUD, network
 from onnx import numpy_helper
 
-from onnxshot import Goal, quantize, tune
+from onnxshot import Goal, memory, quantize, tune
+from onnxshot.graph.lean_model import LeanModel
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
-
-LOUD = 3
-
-
-def network(layers: int = 6) -> onnx.ModelProto:
-    """The sum of products by six matrices, of which one is 8 times as large."""
-    rng = np.random.default_rng(1)
-    held = {f"w{i}": rng.normal(0, 1 + 7 * (i == LOUD), (256, 96)).astype(np.float32) for i in range(layers)}
-    body = "".join(f"y{i} = MatMul(x, w{i})\n" for i in range(layers))
-    body += f"out = Sum({', '.join(f'y{i}' for i in range(layers))})\n"
-    proto = model(f"g (float[N,256] x) => (float[N,96] out) {{ {body} }}", held)
-    for node in proto.graph.node:
-        node.name = f"layer/{node.output[0]}"
-    return proto
+from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.search import block_search
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +103,33 @@ def test_a_minimum_that_only_floats_reach_is_missed(given: list[Feed]) -> None:
     assert report.goal["reached"] is False
     assert "quantized" in " ".join(report.goal["missed"])
     assert report.goal["float_nodes"] < 6
+
+
+def test_mode_auto_is_settled_before_bits_are_chosen(given: list[Feed]) -> None:
+    """Which form is faster is measured; layers that stay in blocks get bits under the goal, as with mode weights."""
+    result = tune(network(), given, Goal(min_sqnr=24), mode="auto", settings=QUICK)
+    assert result.report.goal["reached"]
+    assert result.report.recipe["mode"] != "auto"
+    assert judged(result.model.to_proto(), given) >= 24
+
+
+def test_a_model_in_parts_gets_the_same_bits(given: list[Feed], monkeypatch: pytest.MonkeyPatch) -> None:
+    goal, how = Goal(max_size=0.11), replace(QUICK, bench_seconds=0.01)
+    whole = tune(network(), given, goal, mode="weights", settings=how, effort="fast")
+    monkeypatch.setattr(memory, "part_bytes", lambda: 4 * 256 * 96)
+    assert Runner(LeanModel.of(network().SerializeToString())).in_parts > 1
+    parts = tune(network(), given, goal, mode="weights", settings=how, effort="fast")
+    assert bits(whole.model.to_proto()) == bits(parts.model.to_proto())
+
+
+def test_what_rounding_with_data_gains_makes_the_file_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that depend on each other: integers that are chosen with data lose less, so fewer bits are enough."""
+    mixing = np.random.default_rng(3).normal(0, 1, (24, 256)).astype(np.float32) / 5
+    given = [{"x": feed["x"] @ mixing} for feed in feeds(24, x=(64, 24))]
+    goal, sizes = Goal(min_sqnr=26), []
+    for least_gain in (0.1, float("inf")):
+        monkeypatch.setattr(block_search, "_GAIN_DB", least_gain)
+        found = tune(network(), given, goal, mode="weights", settings=QUICK).report.goal
+        assert found["reached"]
+        sizes.append(found["bytes"])
+    assert sizes[0] < 0.95 * sizes[1]
