@@ -87,6 +87,7 @@ def of_nncf(**how: bool) -> Callable[..., None]:
 
         mode = getattr(nncf.CompressWeightsMode, f"INT{bits}_{'SYM' if symmetric else 'ASYM'}")
         options: dict[str, Any] = {"mode": mode}
+        options["ignored_scope"] = nncf.IgnoredScope(types=["Conv"], validate=False)  # ONNX Runtime fails on these
         if bits == 4:
             options |= {"group_size": block, "ratio": 1.0, "all_layers": True}
         if how:

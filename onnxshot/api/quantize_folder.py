@@ -116,8 +116,9 @@ def _quantized(
             settings=replace(settings, files=Files()), emit=(ONNX,),
         ).report  # fmt: skip
     except OnnxshotError as e:
-        known = e.message if str(name) in e.message else f"{name}: {e.message}"
-        raise type(e)(known, e.hint) from e
+        if str(name) not in e.message:
+            e.message = f"{name}: {e.message}"
+        raise
     report.outputs = [replace(artifact, path=in_place(artifact.path)) for artifact in report.outputs]
     report.notes = [in_place(note) for note in report.notes]
     return report
