@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_FORMANTS = ((250.0, 900.0), (800.0, 2400.0), (2000.0, 3500.0), (3000.0, 6000.0))  # Hz; Peterson & Barney 1952, table II
+_FORMANTS = ((250.0, 900.0), (800.0, 2400.0), (2000.0, 3500.0), (3000.0, 6000.0))  # Hz; Peterson & Barney 1952
 _PITCH = (80.0, 260.0)  # Hz, of voices of men and women
 _VOICED = 0.7  # share of syllables
 
@@ -34,10 +34,11 @@ def syllables(rng: np.random.Generator, seconds: float, rate: int) -> NDArray[np
         pitch = rng.uniform(*_PITCH) * np.exp(rng.uniform(-0.3, 0.3) * time * rate / full)
         pulses = np.diff(np.floor(np.cumsum(pitch) / rate), prepend=0) > 0
         source = pulses * 8.0 if rng.random() < _VOICED else rng.standard_normal(size) * 0.5
-        frequencies, gains = np.fft.rfftfreq(size, 1 / rate), 0.0
+        frequencies = np.fft.rfftfreq(size, 1 / rate)
+        gains = np.zeros(len(frequencies))
         for low, high in _FORMANTS:
             centre, width = rng.uniform(low, high), rng.uniform(60, 300)
-            gains = gains + 500 / centre / (1 + ((frequencies - centre) / width) ** 2)
+            gains += 500 / centre / (1 + ((frequencies - centre) / width) ** 2)
         made = np.fft.irfft(np.fft.rfft(source) * gains, size) * np.sqrt(np.hanning(size))
         out[at : at + size] += made * 10 ** rng.uniform(-1.5, -0.5) / max(float(np.abs(made).max()), 1e-9)
         at += full + (int(rate * rng.uniform(0, 0.6)) if rng.random() < 0.3 else 0)
