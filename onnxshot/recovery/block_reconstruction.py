@@ -33,7 +33,7 @@ from onnxshot.settings import Settings
 
 Floats = NDArray[np.float32]
 
-_ROWS = 8192  # rows that a product learns from, over all samples
+_ROWS = 12288  # rows that a product learns from, over all samples
 _FEWEST = 8  # samples that are used even if fewer have that many rows
 ScalesOf = Callable[[str], Scales]
 

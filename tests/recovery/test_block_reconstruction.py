@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from small_decoders import WIDTH, WORDS, correlated, random_weight, small_decoder, token_feeds
 
 from onnxshot import memory
 from onnxshot.graph.ir import Constant
@@ -19,54 +20,6 @@ from onnxshot.planning.plan import FLOAT, WEIGHTS, NodePlan, Plan, WeightPlan
 from onnxshot.recovery.block_reconstruction import BlockRounding, rounded_weights
 from onnxshot.recovery.block_rows import Division
 from onnxshot.settings import Settings
-
-WIDTH, TOKENS, WORDS = 64, 24, 96
-
-
-def _weight(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return (rng.standard_normal(shape) / np.sqrt(shape[-2])).astype(np.float32)
-
-
-def _mixed(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Values whose last axis is correlated, as hidden states are."""
-    mixing = np.random.default_rng(9).standard_normal((8, shape[-1]))
-    low = rng.standard_normal((*shape[:-1], 8)) @ mixing
-    return (low + 0.3 * rng.standard_normal(shape)).astype(np.float32)
-
-
-def _model(*, tied: bool = False, masked: bool = False) -> ModelProto:
-    """Ids -> embeddings -> q, k, v and attention -> Gemm -> scores; the output product may share the table."""
-    rng = np.random.default_rng(0)
-    table = _mixed(rng, WORDS, WIDTH)
-    held = {
-        "table": table,
-        "wq": _weight(rng, WIDTH, WIDTH), "wk": _weight(rng, WIDTH, WIDTH), "wv": _weight(rng, WIDTH, WIDTH),
-        "bq": np.zeros(WIDTH, np.float32),
-        "wo": _weight(rng, WIDTH, WIDTH).T.copy(), "bo": rng.standard_normal(WIDTH).astype(np.float32),
-        "scores": np.ascontiguousarray(table.T) / 8 if not tied else np.ascontiguousarray(table.T),
-        "flat": np.array([-1, WIDTH], np.int64), "deep": np.array([1, -1, WIDTH], np.int64),
-    }  # fmt: skip
-    make = helper.make_node
-    nodes = [
-        make("Gather", ["table", "input_ids"], ["x"], "embed"),
-        make("MatMul", ["x", "wq"], ["q0"], "q"), make("Add", ["q0", "bq"], ["q1"], "q_bias"),
-        make("MatMul", ["x", "wk"], ["k1"], "k"), make("MatMul", ["x", "wv"], ["v1"], "v"),
-        make("Transpose", ["k1"], ["kt"], "kt", perm=[0, 2, 1]),
-        make("MatMul", ["q1", "kt"], ["a0"], "a"), make("Softmax", ["a0"], ["a1"], "soft", axis=-1),
-        make("MatMul", ["a1", "v1"], ["c0"], "context"), make("Add", ["c0", "x"], ["c"], "residual"),
-        make("Reshape", ["c", "flat"], ["c2"], "flatten"),
-        make("Gemm", ["c2", "wo", "bo"], ["o2"], "o", transB=1), make("Relu", ["o2"], ["o3"], "relu"),
-        make("Reshape", ["o3", "deep"], ["o"], "unflatten"),
-        make("MatMul", ["o", "scores"], ["logits"], "head"),
-    ]  # fmt: skip
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "n"])]
-    if masked:
-        inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [1, "n"]))
-    graph = helper.make_graph(
-        nodes, "decoder", inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(v, k) for k, v in held.items()],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def _plan(model: ModelProto, *, size: int = 16, symmetric: bool = False, without: tuple[str, ...] = ()) -> Plan:
@@ -82,11 +35,6 @@ def _plan(model: ModelProto, *, size: int = 16, symmetric: bool = False, without
             scheme = QuantScheme(INT4 if symmetric else UINT4, symmetric, PerBlock(axis, size))
             weights[node.name] = WeightPlan(slot, scheme, "mse", in_blocks=True)
     return Plan("ort", "weights", tuple(nodes), weights=weights)
-
-
-def _feeds(count: int, seed: int = 1) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    return [{"input_ids": rng.integers(0, WORDS, (1, TOKENS))} for _ in range(count)]
 
 
 def _plain(weight: np.ndarray, *, turned: bool, symmetric: bool = False, size: int = 16) -> np.ndarray:
@@ -124,13 +72,13 @@ def _rounded(model: ModelProto, plan: Plan, feeds: list[dict[str, np.ndarray]], 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_outputs_are_closer_than_without_data(symmetric: bool) -> None:
-    model = _model()
+    model = small_decoder()
     plan = _plan(model, symmetric=symmetric)
-    found = _rounded(model, plan, _feeds(40))
+    found = _rounded(model, plan, token_feeds(40))
     assert set(found.weights) == {"table", "wq", "wk", "wv", "wo", "scores"}
     assert set(found.biases) == {"q_bias", "o"}
     assert [layer.node for layer in found.layers] == ["q", "k", "v", "o", "head"]
-    held_out = _feeds(16, seed=2)
+    held_out = token_feeds(16, seed=2)
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     turned = {"table": False, "wq": True, "wk": True, "wv": True, "wo": False, "scores": True}
     plain = {name: _plain(held[name], turned=way, symmetric=symmetric) for name, way in turned.items()}
@@ -141,7 +89,7 @@ def test_outputs_are_closer_than_without_data(symmetric: bool) -> None:
 
 
 def test_the_report_says_what_was_measured_for_each_product() -> None:
-    found = _rounded(_model(), _plan(_model()), _feeds(40))
+    found = _rounded(small_decoder(), _plan(small_decoder()), token_feeds(40))
     known = [layer.choice for layer in found.layers]
     assert all(choice.db >= choice.plain_db for choice in known)
     assert found.said().startswith(f"weights of {sum(c.shrinkage is not None for c in known)} of 5 products")
@@ -149,53 +97,53 @@ def test_the_report_says_what_was_measured_for_each_product() -> None:
 
 
 def test_the_same_samples_give_the_same_integers_with_any_threads() -> None:
-    model = _model()
-    one = rounded_weights(LeanModel.of(model), _plan(model), _feeds(20), Settings(threads=1))
-    two = rounded_weights(LeanModel.of(model), _plan(model), _feeds(20), Settings(threads=2))
+    model = small_decoder()
+    one = rounded_weights(LeanModel.of(model), _plan(model), token_feeds(20), Settings(threads=1))
+    two = rounded_weights(LeanModel.of(model), _plan(model), token_feeds(20), Settings(threads=2))
     for name, codes in one.weights.items():
         assert np.array_equal(codes.packed, two.weights[name].packed)
         assert np.array_equal(codes.params.scale, two.weights[name].params.scale)
 
 
 def test_a_table_and_the_product_that_shares_it_get_the_same_integers() -> None:
-    model = _model(tied=True)
-    found = _rounded(model, _plan(model), _feeds(20), ties={"scores": "table"})
+    model = small_decoder(tied=True)
+    found = _rounded(model, _plan(model), token_feeds(20), ties={"scores": "table"})
     assert found.weights["scores"] is found.weights["table"]
     assert found.weights["table"].codes().shape == (WORDS, WIDTH)
 
 
 def test_tied_weights_of_different_schemes_are_left_to_the_writer() -> None:
-    model = _model(tied=True)
+    model = small_decoder(tied=True)
     plan = _plan(model)
     scheme = QuantScheme(UINT4, False, PerBlock(0, 32))
     plan = replace(plan, weights={**plan.weights, "head": replace(plan.weights["head"], scheme=scheme)})
-    found = _rounded(model, plan, _feeds(20), ties={"scores": "table"})
+    found = _rounded(model, plan, token_feeds(20), ties={"scores": "table"})
     assert "table" not in found.weights
     assert "scores" not in found.weights
     assert "wq" in found.weights
 
 
 def test_nodes_that_the_plan_leaves_in_float_keep_their_weights() -> None:
-    model = _model()
-    found = _rounded(model, _plan(model, without=("k", "embed")), _feeds(12))
+    model = small_decoder()
+    found = _rounded(model, _plan(model, without=("k", "embed")), token_feeds(12))
     assert set(found.weights) == {"wq", "wv", "wo", "scores"}
 
 
 def test_without_samples_nothing_is_rounded() -> None:
-    found = _rounded(_model(), _plan(_model()), [])
+    found = _rounded(small_decoder(), _plan(small_decoder()), [])
     assert not found.weights
     assert found.said() == ""
 
 
 def test_one_sample_is_learned_from_and_decides_with_its_last_rows() -> None:
-    found = _rounded(_model(), _plan(_model()), _feeds(1))
+    found = _rounded(small_decoder(), _plan(small_decoder()), token_feeds(1))
     assert all(layer.choice.known for layer in found.layers)
 
 
 def test_inputs_that_exceed_the_budget_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model()
+    model = small_decoder()
     monkeypatch.setattr(memory, "budget", lambda: 96 * 48 * 48)  # moments of 48 inputs
-    found = _rounded(model, _plan(model), _feeds(20))
+    found = _rounded(model, _plan(model), token_feeds(20))
     assert {layer.parts for layer in found.layers} == {2}
     assert "in parts" in found.said()
     assert found.weights["wq"].codes().shape == (WIDTH, WIDTH)
@@ -203,20 +151,20 @@ def test_inputs_that_exceed_the_budget_are_rounded_in_parts(monkeypatch: pytest.
 
 def test_experts_learn_from_their_own_rows() -> None:
     rng = np.random.default_rng(3)
-    weight = _weight(rng, 3, WIDTH, 32)
+    weight = random_weight(rng, 3, WIDTH, 32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], "experts")], "experts",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, "n", WIDTH])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, "n", 32])], [numpy_helper.from_array(weight, "w")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    feeds = [{"x": _mixed(np.random.default_rng(i), 3, 40, WIDTH)} for i in range(20)]
+    feeds = [{"x": correlated(np.random.default_rng(i), 3, 40, WIDTH)} for i in range(20)]
     found = _rounded(model, _plan(model), feeds)
     codes = found.weights["w"]
     assert codes.codes().shape == (3 * 32, WIDTH)
     learned = codes.floats().reshape(3, 32, WIDTH).transpose(0, 2, 1)
     plain = np.stack([_plain(one, turned=True) for one in weight])
-    held_out = [{"x": _mixed(np.random.default_rng(100 + i), 3, 40, WIDTH)} for i in range(8)]
+    held_out = [{"x": correlated(np.random.default_rng(100 + i), 3, 40, WIDTH)} for i in range(8)]
     wanted = _run(model, {}, held_out)
     assert _db(wanted, _run(model, {"w": learned}, held_out)) > _db(wanted, _run(model, {"w": plain}, held_out)) + 1.0
 
@@ -252,10 +200,10 @@ def test_a_walk_reads_constants_that_are_computed() -> None:
     from onnxshot.execution.layer_walk import Walk
     from onnxshot.graph.weights import ComputedValues
 
-    model = _model()
-    walk = Walk(model, _feeds(2), 1)
+    model = small_decoder()
+    walk = Walk(model, token_feeds(2), 1)
     doubled = 2 * numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "table"))
-    before = Walk(model, _feeds(2), 1).values("x")[0]
+    before = Walk(model, token_feeds(2), 1).values("x")[0]
     walk.set("table", Constant("table", ComputedValues(doubled.shape, doubled.dtype, lambda: doubled)))
     assert np.allclose(walk.values("x")[0], 2 * before)
     assert np.array_equal(walk.constant("table"), doubled)
