@@ -189,7 +189,8 @@ class _Reading:
         """What was made of the texts, and a warning where they are short."""
         tokens = sum(window.tokens for window in windows)
         what = "texts" if self.kind == "lines" else "pairs of texts" if self.kind == "pairs" else "windows"
-        of = f" of {total}, evenly spaced," if len(windows) < total else ""
+        about = "about " if self.kind == "stream" else ""  # a long stream is not tokenized as a whole
+        of = f" of {about}{total}, evenly spaced," if len(windows) < total else ""
         found = [
             f"{len(windows)} {what}{of} from {label}: {tokens} tokens, {self.length} at most in one, "
             f"by {_from_here(self.tokenizer.path)}"

@@ -354,7 +354,7 @@ def test_notes_tell_windows_tokens_and_few_of_them(tmp_path: Path) -> None:
     with opened(model, [" ".join([LETTERS] * 4)], TextPreset(length=8), samples=4) as data:
         assert len(data) == 4
         first, *rest = data.notes
-    assert first.startswith("4 windows of 13, evenly spaced, from list: 26 tokens")
+    assert first.startswith("4 windows of about 13, evenly spaced, from list: 26 tokens")
     assert any("one token behind a prompt" in note for note in rest)
     assert any("26 tokens are few" in note for note in rest)
 
