@@ -20,6 +20,7 @@ from onnxshot.errors import CalibrationError, TargetError
 from onnxshot.execution.product_errors import Multiplied, product_errors
 from onnxshot.graph import Constant, Model, Node
 from onnxshot.graph.macs import Shape, tensor_sizes
+from onnxshot.graph.ops import weight_slot
 from onnxshot.maths.quant_scheme import PerBlock
 from onnxshot.passes.tie_weights import ties_of
 from onnxshot.planning.block_schemes import block_plan, uses_operator
@@ -91,20 +92,48 @@ def settle_forms(prepared: Prepared, data: Dataset | None) -> tuple[Prepared, li
     faster = [p for p in products if _is_faster_in_int8(p, steps, speed)]
     coarse = _coarse_in_int8(prepared, faster, data)
     many = {p.node.label for p in faster} - coarse
-    few = [p for p in products if p.node.label not in many]
-    settled = _settled(prepared.model, recipe, in_blocks, few, many)
+    few = {p.node.label for p in products} - many
+    settled = _settled(prepared, in_blocks, _others(prepared, in_blocks, few, many), many)
     return replace(prepared, recipe=settled), [_told(products, many, coarse, steps)]
 
 
-def _settled(model: Model, recipe: Recipe, in_blocks: Recipe, few: Sequence[_Product], many: set[str]) -> Recipe:
+def _others(prepared: Prepared, in_blocks: Recipe, few: set[str], many: set[str]) -> list[str]:
+    """Labels of the nodes that get weights in blocks, in graph order.
+
+    They are the products of `few` rows, those in subgraphs, whose rows are not known, those that int8 kernels do not
+    compute, and embedding tables.
+    """
+    model, target = prepared.model, prepared.target
+    in_int8, top = _in_int8(in_blocks), set(model.graph.nodes)
+    found = []
+    for _, node in model.walk():
+        if is_embedding(node):
+            found.append(node.label)
+        if not is_weighted(node) or node.op not in ("MatMul", "Gemm") or node.label in many:
+            continue
+        slot = weight_slot(node)
+        if slot is None or node_mode(node, target, in_blocks, is_top=True, forced=False)[0] != WEIGHTS:
+            continue
+        dynamic = node_mode(node, target, in_int8, is_top=True, forced=False)[0] == DYNAMIC
+        chosen = node.label in few or node not in top or not dynamic
+        if chosen and block_plan(node, slot, target, in_blocks) is not None:
+            found.append(node.label)
+    return found
+
+
+def _in_int8(in_blocks: Recipe) -> Recipe:
+    """The recipe with products in int8."""
+    return replace(in_blocks, mode=DYNAMIC, bits=None, block=None, asymmetric=None)
+
+
+def _settled(prepared: Prepared, in_blocks: Recipe, labels: Sequence[str], many: set[str]) -> Recipe:
     """The recipe that says which form each product gets. Rules of the user win."""
+    recipe = prepared.recipe
     if not many:
         return replace(in_blocks, layers=recipe.layers)
     rule: dict[str, Any] = {"mode": WEIGHTS, "bits": in_blocks.bits}
     rule |= {key: value for key in ("block", "asymmetric") if (value := getattr(recipe, key)) is not None}
     rule = {key: value for key, value in rule.items() if value is not None}
-    tables = [node.label for _, node in model.walk() if is_embedding(node)] if in_blocks.bits is not None else []
-    labels = [*(p.node.label for p in few), *tables]
     # A rule of the user that speaks of blocks, and of no mode, asks for blocks.
     given = {
         pattern: {"mode": WEIGHTS, **asked} if _BLOCK_KEYS & asked.keys() else asked
@@ -123,7 +152,7 @@ def _products(prepared: Prepared, in_blocks: Recipe, samples: Sequence[Mapping[s
     the table does, and is stored once.
     """
     model, target = prepared.model, prepared.target
-    in_int8 = replace(in_blocks, mode=DYNAMIC, bits=None, block=None, asymmetric=None)
+    in_int8 = _in_int8(in_blocks)
     found = _sizes(model, samples)
     tables = {node.inputs[0] for _, node in model.walk() if is_embedding(node)}
     tied = {one for pair in ties_of(model, model.tied) for one in pair[:2] if tables & set(pair[:2])} | tables

@@ -120,6 +120,23 @@ def test_a_decoder_is_counted_with_its_steps() -> None:
     assert ops(made)["MatMulInteger"] == 1  # 258 against 384
 
 
+def test_products_in_subgraphs_keep_blocks_as_their_rows_are_not_known() -> None:
+    text = """g (float[R, 96] x, bool c) => (float[R, 96] z) {
+        m = MatMul(x, w)
+        z = If (c) <
+            then_branch = a () => (float[R, 96] t) { t = MatMul(m, u) },
+            else_branch = b () => (float[R, 96] e) { e = Identity(m) }
+        >
+    }"""
+    held = {name: weight(96, 96) for name in ("w", "u")}
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((ROWS, 96), np.float32), "c": np.array(True)} for _ in range(4)]
+    case = Case(model(text, held), data)
+    made = quantized(case, bits=4)
+    assert sorted(n.how for n in made.plan.nodes if n.op == "MatMul") == ["dynamic", "weights"]
+    assert sqnr(case, made.model.to_proto()) > 12
+
+
 def test_what_auto_needs_is_named() -> None:
     case = two_parts()
     with pytest.raises(CalibrationError, match="calibration data is needed"):
