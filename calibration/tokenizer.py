@@ -80,6 +80,10 @@ def _how_to_save() -> str:
     return "tokenizer.save_pretrained(folder) of a fast tokenizer of transformers writes it"
 
 
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _ENDLESS
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer and its special tokens.
@@ -147,7 +151,7 @@ class Tokenizer:
             self._said("config.json", "max_position_embeddings"),
             self._said("config.json", "n_positions"),
         ]
-        known = [int(v) for v in values if isinstance(v, int | float) and 0 < v < _ENDLESS]
+        known = [int(v) for v in values if type(v) in (int, float) and 0 < v < _ENDLESS]
         return min(known, default=None)
 
     @cached_property
@@ -169,8 +173,8 @@ class Tokenizer:
         """The id that the target of an encoder-decoder model begins with."""
         for name in ("decoder_start_token_id", "forced_bos_token_id"):
             for file in ("generation_config.json", "config.json"):
-                if isinstance(found := self._said(file, name), int):
-                    return found
+                if _is_id(found := self._said(file, name)):
+                    return int(found)
         return self.head[0] if self.head else self.pad
 
     @cached_property
@@ -212,8 +216,8 @@ class Tokenizer:
                 return found
             number = self._said(file, f"{kind}_token_id")
             number = number[0] if isinstance(number, list) and number else number
-            if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
-                return number
+            if _is_id(number):
+                return int(number)
         return None
 
     def _said(self, file: str, key: str) -> Any:

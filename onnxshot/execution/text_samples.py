@@ -80,11 +80,11 @@ class TextOpener:
         if not windows:
             raise CalibrationError(f"{label} holds no text", "one text a line, or a .jsonl file")
         check_ids(windows, rows, tokenizer)
-        runs = None
+        pad, runs = tokenizer.pad if tokenizer.pad < min(rows, default=1 << 31) else 0, None
         if inputs.needs_encoder or inputs.sounds or any(window.before for window in windows):
             # a copy of the graph: this one may change before the samples are read
-            runs = LanguageRuns(LeanModel.of(self.model), self.model.path, specs, inputs, self.threads, tokenizer.pad)
-        return TextSource(label, windows, inputs, reading, runs, reading.notes(label, windows, total))
+            runs = LanguageRuns(LeanModel.of(self.model), self.model.path, specs, inputs, self.threads, pad)
+        return TextSource(label, windows, inputs, reading, runs, pad, reading.notes(label, windows, total))
 
 
 def _from_here(path: Path) -> Path:
@@ -212,10 +212,10 @@ class TextSource(Source):
 
     def __init__(
         self, label: str, windows: Sequence[Window], inputs: LanguageInputs, reading: _Reading,
-        runs: LanguageRuns | None, notes: tuple[str, ...],
+        runs: LanguageRuns | None, pad: int, notes: tuple[str, ...],
     ) -> None:  # fmt: skip
         self._label, self._windows, self._inputs, self._runs = label, windows, inputs, runs
-        self._pad, self._kind, self._width = reading.tokenizer.pad, reading.kind, reading.inputs.window
+        self._pad = pad
         self.notes, self.made_by = notes, reading.made_by
 
     def __len__(self) -> int:

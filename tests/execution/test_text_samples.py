@@ -72,6 +72,16 @@ def test_fixed_shapes_are_filled_up_and_masked(tmp_path: Path) -> None:
         feeds(model, ["a b"], TextPreset(length=9))
 
 
+@pytest.mark.parametrize("pad", [10**30, -1, True, "x", [], None, 999])
+def test_odd_values_of_configurations_are_passed_over(tmp_path: Path, pad: object) -> None:
+    model = encoder(tmp_path / "model.onnx", length=6)
+    write_tokenizer(tmp_path, model_max_length=1e30, pad_token=7)
+    (tmp_path / "config.json").write_text(json.dumps({"pad_token_id": pad, "max_position_embeddings": True}))
+    (feed,) = feeds(model, ["a b"])
+    assert feed["input_ids"].tolist() == [[2, *ids_of("a b"), 3, 0, 0]]
+    run(model, feed)
+
+
 def test_pairs_of_texts_get_two_segments(tmp_path: Path) -> None:
     model = encoder(tmp_path / "model.onnx")
     write_tokenizer(tmp_path)
