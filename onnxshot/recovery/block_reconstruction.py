@@ -60,11 +60,11 @@ class BlockRounding:
         if not known:
             return ""
         learned = sum(choice.shrinkage is not None for choice in known)
-        before, after = (float(np.mean([getattr(c, n) for c in known])) for n in ("plain_db", "db"))
+        before, after = (float(np.median([getattr(c, n) for c in known])) for n in ("plain_db", "db"))
         wide = sum(layer.parts > 1 for layer in self.layers)
         said = (
             f"weights of {learned} of {len(self.layers)} products were rounded with data: {after:.1f} dB of their "
-            f"outputs, {before:.1f} dB without data, on average, on rows that were not learned from"
+            f"outputs in the median, {before:.1f} dB without data, on rows that were not learned from"
         )
         said += f"; {len(self.biases)} biases were corrected" if self.biases else ""
         return said + (f"; inputs of {wide} were rounded in parts, by the memory budget" if wide else "")
