@@ -81,7 +81,9 @@ def compare(
             form=factors.form, opened=opened,
         )  # fmt: skip
         proof.record_comparison(report, found, random=data.random)
-        report.worst = [TensorReport(r.tensor, r.op, r.sqnr_db, clipped=r.clipped) for r in found.tensors]
+        report.worst = [
+            TensorReport(row.tensor, row.op, row.sqnr_db, clipped=row.clipped, depth=row.depth) for row in found.tensors
+        ]
         proof.record_execution(report, executed(candidate, sample=data[0].feed, threads=settings.threads))
         proof.record_latency(report, reference, candidate, data, settings, opened)
         proof.record_decoding(report, found.tokens, reference, candidate, data, settings)

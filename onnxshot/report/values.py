@@ -74,6 +74,7 @@ class TensorReport:
         scheme: type, scale and zero point, as text.
         method: the range method that chose the range.
         values: its histogram; only for the worst tensors, and where calibration observed them.
+        depth: its place in the graph of the float model, from 0 at the inputs; None where it is not known.
     """
 
     tensor: str
@@ -85,6 +86,7 @@ class TensorReport:
     scheme: str = ""
     method: str = ""
     values: ValueCounts | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,8 @@ class _Proof:
             inside=LeanModel.of(float_model), sizes=prepared.fixed_shapes, opened=opened,
         )  # fmt: skip
         proof.record_comparison(report, found, random=held_out.random)
-        report.worst = [_row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan) for row in found.tensors]
+        rows = ((row, _row(row.tensor, row.op, row.sqnr_db, row.clipped, made.plan)) for row in found.tensors)
+        report.worst = [replace(told, depth=row.depth) for row, told in rows]
         report.notes += _refused_methods(made.plan)
         # ONNX Runtime fuses nothing in 16 bits: the float32 form of the file shows what runs in int8.
         with in_float32(runs, wanted=prepared.keeps_half and runs is written) as counted:

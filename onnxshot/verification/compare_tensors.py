@@ -77,7 +77,8 @@ def compare_tensors(
     for sample, wanted, got in look(judge, other, used, takes, sums, shapes, outputs, threads):
         if each is not None:
             each(sample, wanted, got)
-    rows = [entry.row(name) for name, entry in sums.items() if entry.total.count]
+    order = {name: place for place, name in enumerate(makers) if name in sums}  # as the nodes stand in the graph
+    rows = [replace(entry.row(name), depth=order[name]) for name, entry in sums.items() if entry.total.count]
     return tuple(sorted(rows, key=lambda row: (row.sqnr_db, row.tensor)))
 
 
@@ -133,5 +134,6 @@ def closest(rows: Iterable[TensorRow], others: Iterable[TensorRow]) -> tuple[Ten
     found = {row.tensor: row for row in rows}
     for row in others:
         if row.tensor not in found or row.sqnr_db > found[row.tensor].sqnr_db:
-            found[row.tensor] = replace(row, op=found[row.tensor].op) if row.tensor in found else row
+            first = found.get(row.tensor)
+            found[row.tensor] = row if first is None else replace(row, op=first.op, depth=first.depth)
     return tuple(sorted(found.values(), key=lambda row: (row.sqnr_db, row.tensor)))

@@ -31,6 +31,7 @@ class TensorRow:
         clipped: Share of the float model's values outside the range the candidate can store, 0..1. None if the
             candidate does not quantize the tensor per tensor.
         quantized: True if the tensor goes through a Q/DQ pair.
+        depth: Place of the tensor in the graph, among those compared, from 0 at the inputs; None if unknown.
     """
 
     tensor: str
@@ -39,6 +40,7 @@ class TensorRow:
     absmax: float
     clipped: float | None = None
     quantized: bool = False
+    depth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

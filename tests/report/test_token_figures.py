@@ -57,6 +57,13 @@ def test_the_page_the_terminal_and_the_trackers_show_them(found: Report, capsys:
     assert record.figures["decoding/token/speedup"] > 0
 
 
+def test_the_error_along_the_network_is_drawn_for_two_files_too(found: Report) -> None:
+    rows = {row.tensor: row.depth for row in found.worst}
+    assert rows["h"] is not None and rows["q0"] is not None and rows["logits"] is not None
+    assert rows["h"] < rows["q0"] < rows["logits"]
+    assert "Along the network, input to output" in page(found.to_dict())
+
+
 def test_random_tokens_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(decoder(cache=True))
     report = onnxshot.quantize(tmp_path / "m.onnx", mode="weights", settings=QUICK).report

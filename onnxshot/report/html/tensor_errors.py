@@ -103,6 +103,8 @@ def _along(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
     """A chart of the error of every tensor in the order of the graph; empty where that order is unknown."""
     by_name = {row["tensor"]: row for row in worst}
     rows = [by_name[node["tensor"]] for node in graph if node["tensor"] in by_name]
+    if not graph:  # two files that are compared
+        rows = sorted((row for row in worst if row.get("depth") is not None), key=lambda row: int(row["depth"]))
     if len(rows) < 3:
         return Markup("")
     each = -(-len(rows) // _COLUMNS)
