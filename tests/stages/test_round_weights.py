@@ -1,0 +1,65 @@
+"""Weights in blocks that were rounded with data reach the file, with the biases that were corrected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, numpy_helper
+from small_decoders import small_decoder, token_feeds
+
+import onnxshot
+from onnxshot import Settings
+from onnxshot.maths.affine import dequantize
+
+SETTINGS = Settings(verify=False, use_cache=False)
+TURNED = ("wq", "wk", "wv", "scores")
+
+
+def _outputs(model: ModelProto | Path) -> np.ndarray:
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0].ravel() for feed in token_feeds(8, seed=5)])
+
+
+def _db(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()))
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_the_file_computes_with_what_was_learned(tmp_path: Path, asymmetric: bool) -> None:
+    model, path = small_decoder(), tmp_path / "small.onnx"
+    result = onnxshot.quantize(
+        model, token_feeds(40), output=path, mode="weights", bits=4, block=16, asymmetric=asymmetric, settings=SETTINGS
+    )
+    plan = result.plan
+    learned, held = {}, {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, rounded in plan.rounded.items():
+        floats = dequantize(*rounded.read())
+        origin = next(n for n in (*TURNED, "wo") if name == n or name.startswith(n))
+        learned[origin] = floats.T if origin in TURNED else floats
+    learned |= {"bq": plan.biases["q_bias"], "bo": plan.biases["o"]}
+    assert learned.keys() == {"wq", "wk", "wv", "wo", "scores", "bq", "bo"}  # the table is too small for blocks
+    same = ModelProto()
+    same.CopyFrom(model)
+    for tensor in same.graph.initializer:
+        if tensor.name in learned:
+            values = learned[tensor.name].reshape(tuple(held[tensor.name].dims))
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), tensor.name))
+    wanted, got, exact = _outputs(same), _outputs(path), _outputs(model)
+    assert _db(wanted, got) > 30.0  # what is left are the 8-bit inputs of MatMulNBits
+    assert _db(exact, got) < _db(wanted, got)
+    assert any(note.startswith("weights of ") for note in result.report.notes)
+
+
+@pytest.mark.parametrize(("effort", "random"), [("fast", False), ("balanced", True)])
+def test_nothing_is_learned_from_random_samples_or_with_effort_fast(tmp_path: Path, effort: str, random: bool) -> None:
+    path = tmp_path / "float.onnx"
+    onnx.save(small_decoder(), path)
+    calib = "random" if random else token_feeds(16)
+    result = onnxshot.quantize(path, calib, mode="weights", bits=4, effort=effort, settings=SETTINGS)
+    assert not result.plan.rounded
+    assert not result.plan.biases
