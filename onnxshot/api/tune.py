@@ -115,7 +115,7 @@ def tune(
 
         asked = bench.prepared.recipe  # mode auto is settled in it
         given = (bench, goal, judge, folder, deadline, asked, remake)
-        in_blocks = bits_of(bench.prepared.target, asked) is not None
+        in_blocks = bits_of(asked) is not None
         search = BlockSearch(*given) if in_blocks else MixedPrecisionSearch(*given)
         outcome = search.find()
         searched = time.perf_counter() - started

@@ -20,22 +20,18 @@ from onnxshot.targets.base import Target
 _LEAST, _MOST = 16, 256  # powers of 2. Blocks of 512 give wrong results in ONNX Runtime 1.20 to 1.26
 _LEAST_DEFAULT = 32  # smaller blocks have more scales than their accuracy is worth
 _PRODUCTS = ("MatMul", "Gemm")
-_DEFAULT_BITS = 8
 MOST_EXPERTS = 256
 """A stack of more matrices is not split into products of one matrix each."""
 _COPIES = 2  # products that get a copy of the integers each; with more, one is stored, and unpacked when it is loaded
 
 
-def bits_of(target: Target, recipe: Recipe) -> int | None:
+def bits_of(recipe: Recipe) -> int | None:
     """Bits of the recipe's weights in blocks; None where its weights are not in blocks."""
     if recipe.mode != WEIGHTS:
         return None
     if recipe.bits is not None:
         return recipe.bits
-    if recipe.weight_type == INT4.name:
-        return 4
-    given = recipe.weight_type is not None or not recipe.per_channel or recipe.complete
-    return None if given or not uses_operator(target, recipe) else _DEFAULT_BITS
+    return 4 if recipe.weight_type == INT4.name else None
 
 
 def uses_operator(target: Target, recipe: Recipe) -> bool:
@@ -45,7 +41,7 @@ def uses_operator(target: Target, recipe: Recipe) -> bool:
 
 def refuse_blocks(target: Target, recipe: Recipe) -> None:
     """Raise TargetError where the target does not take the blocks that the recipe asks for."""
-    bits = bits_of(target, recipe)
+    bits = bits_of(recipe)
     if bits is None:
         return
     blocks, whole, size = bits in target.block_bits, bits in target.channel_bits, recipe.block
@@ -79,7 +75,7 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
         target: the rules of the runtime.
         recipe: the recipe of this node.
     """
-    bits = bits_of(target, recipe)
+    bits = bits_of(recipe)
     if bits is None or bits not in target.block_bits | target.channel_bits:
         return None
     axis = input_axis(node, slot)

@@ -292,7 +292,7 @@ class _Planner:
         """Notes on weights that cannot be int4, and on layers whose mode is not the one that the recipe asks for."""
         notes = []
         asked = [self.made.asked.of(n) for n in self.made.slot if n in self.made.how]
-        in_4_bits = [recipe for recipe in asked if bits_of(self.target, recipe) == 4]
+        in_4_bits = [recipe for recipe in asked if bits_of(recipe) == 4]
         others = len(in_4_bits) - sum(plan.scheme.dtype.bits == 4 for plan in planned.values())
         if others:
             name = self.target.weight.dtype.name

@@ -42,8 +42,8 @@ class Recipe(Plain):
             Q/DQ pairs, and for weights in blocks the operator of the runtime that multiplies by them (MatMulNBits).
         activation_type: type of quantized activations, such as 'uint8'; None uses the target's own.
         weight_type: type of quantized weights, such as 'int8' or 'int4'; None uses the target's own.
-        bits: with mode 'weights', 4 or 8 bits for weights of products and for embedding tables, in blocks; None uses
-            the target's own: 8.
+        bits: with mode 'weights', 4 or 8 bits for weights of products and for embedding tables, in blocks; None for
+            8 bits with one scale per output, in standard operators.
         block: block size of such weights: the number of inputs that share a scale, for each output; 'channel' for all
             inputs. None uses the target's own for that many bits.
         asymmetric: whether each block has a zero point of its own; None uses the target's own.

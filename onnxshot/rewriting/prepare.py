@@ -138,7 +138,7 @@ def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
     if recipe.layers:
         every = (replace(recipe, layers={}), *(under_rule(recipe, rule) for rule in recipe.rules.values()))
         return max(lowest_opset(model, target, one) for one in every)
-    in_blocks = bits_of(target, recipe)
+    in_blocks = bits_of(recipe)
     stored = in_blocks is not None and not uses_operator(
         target, recipe
     )  # as tensors of 4 bits, or with DequantizeLinear-21

@@ -77,7 +77,7 @@ def _taken(target: Target, recipe: Recipe, rule: Rule) -> bool:
         refuse_blocks(target, under)
     except TargetError:
         return False
-    return bits_of(target, under) in target.block_bits | target.channel_bits
+    return bits_of(under) in target.block_bits | target.channel_bits
 
 
 def layers_of(model: Model, plan: Plan, recipe: Recipe) -> dict[Node, str]:

@@ -204,7 +204,7 @@ def workbench(
         gathered = observe(prepared, plan, given)
         final = improve_plan(prepared, plan, gathered, given, reference)
         calibrated, held_out = split(len(data))
-        if bits_of(prepared.target, prepared.recipe) is None:
+        if bits_of(prepared.recipe) is None:
             held_out = list(range(len(data)))  # nothing is learned or chosen from samples
         if gathered is not None:
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out

@@ -43,7 +43,7 @@ def judged(proto: onnx.ModelProto, given: list[Feed]) -> float:
 def test_the_layer_that_matters_gets_the_bytes(given: list[Feed], tmp_path: Path) -> None:
     even = quantize(network(), given, mode="weights", bits=4, block=32, settings=QUICK).model.to_proto()
     out, size = tmp_path / "q.onnx", len(even.SerializeToString()) / 1e6
-    result = tune(network(), given, Goal(max_size=size), output=out, mode="weights", settings=QUICK)
+    result = tune(network(), given, Goal(max_size=size), output=out, mode="weights", bits=4, settings=QUICK)
     found = onnx.load(str(out))
     held = bits(found)
     loud = held.pop(f"layer/y{LOUD}")
@@ -57,11 +57,11 @@ def test_the_layer_that_matters_gets_the_bytes(given: list[Feed], tmp_path: Path
 
 
 def test_the_smallest_file_that_reaches_a_minimum_is_found(given: list[Feed], tmp_path: Path) -> None:
-    base = tune(network(), given, Goal(max_size=1e-9), mode="weights", settings=QUICK)
+    base = tune(network(), given, Goal(max_size=1e-9), mode="weights", bits=4, settings=QUICK)
     assert base.report.goal["missed"], "nothing is that small"
     least = judged(base.model.to_proto(), given) + 6
     out = tmp_path / "q.onnx"
-    result = tune(network(), given, Goal(min_sqnr=least), output=out, mode="weights", settings=QUICK)
+    result = tune(network(), given, Goal(min_sqnr=least), output=out, mode="weights", bits=4, settings=QUICK)
     assert judged(onnx.load(str(out)), given) >= least
     assert result.report.goal["sqnr_db"] == pytest.approx(judged(onnx.load(str(out)), given), abs=0.01)
     held = bits(onnx.load(str(out)))
@@ -115,10 +115,10 @@ def test_mode_auto_is_settled_before_bits_are_chosen(given: list[Feed]) -> None:
 
 def test_a_model_in_parts_gets_the_same_bits(given: list[Feed], monkeypatch: pytest.MonkeyPatch) -> None:
     goal, how = Goal(max_size=0.11), replace(QUICK, bench_seconds=0.01)
-    whole = tune(network(), given, goal, mode="weights", settings=how, effort="fast")
+    whole = tune(network(), given, goal, mode="weights", bits=4, settings=how, effort="fast")
     monkeypatch.setattr(memory, "part_bytes", lambda: 4 * 256 * 96)
     assert Runner(LeanModel.of(network().SerializeToString())).in_parts > 1
-    parts = tune(network(), given, goal, mode="weights", settings=how, effort="fast")
+    parts = tune(network(), given, goal, mode="weights", bits=4, settings=how, effort="fast")
     assert bits(whole.model.to_proto()) == bits(parts.model.to_proto())
 
 
@@ -129,7 +129,7 @@ def test_what_rounding_with_data_gains_makes_the_file_smaller(monkeypatch: pytes
     goal, sizes = Goal(min_sqnr=26), []
     for least_gain in (0.1, float("inf")):
         monkeypatch.setattr(block_search, "_GAIN_DB", least_gain)
-        found = tune(network(), given, goal, mode="weights", settings=QUICK).report.goal
+        found = tune(network(), given, goal, mode="weights", bits=4, settings=QUICK).report.goal
         assert found["reached"]
         sizes.append(found["bytes"])
     assert sizes[0] < 0.95 * sizes[1]
