@@ -21,7 +21,12 @@ EXPECTED = [
         (PruneStage(0.85, include=("*sections.0.0.conv1*", "*sections.0.0.conv2*")), Recipe(effort="best")),
     ),
     Stages((Recipe(format="qoperator", method="entropy", exclude=("conv1",)),)),
-    Stages((ShrinkStage(target_params=0.85, importance="l2"), Recipe(per_channel=False, weight_type="int8", format="qdq"))),
+    Stages(
+        (
+            ShrinkStage(target_params=0.85, importance="l2"),
+            Recipe(per_channel=False, weight_type="int8", format="qdq"),
+        )
+    ),
 ]
 
 
