@@ -158,7 +158,8 @@ def _reach(model: Model, nodes: list[Node], fixed: set[Node]) -> dict[Node, int]
     found: dict[Node, int] = {}
     for node in reversed(nodes):
         flags = 0
-        for tensor in node.outputs:
+        # The scale of a quantized activation goes around the product that it is quantized for.
+        for tensor in node.outputs[:1] if node.op == "DynamicQuantizeLinear" else node.outputs:
             flags |= _OUT if id(tensor) in ends else 0
             for reader in edit.consumers(tensor):
                 if _is_weighted(reader, fixed):

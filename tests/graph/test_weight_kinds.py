@@ -57,6 +57,19 @@ def test_an_own_head_is_a_head_and_a_cache_is_none() -> None:
     assert rows["attention"] == 3 * WIDTH * WIDTH
 
 
+def test_the_scale_of_a_quantized_activation_goes_around_its_product() -> None:
+    text = """(float[N,8] x) => (float[N,N] y) {
+        u = MatMul(x, wu)  uq, us, uz = DynamicQuantizeLinear(u)
+        a = MatMulInteger(uq, wq, uz)  af = Cast<to = 1>(a)  q = Mul(af, us)
+        t = Transpose<perm = [1, 0]>(q)  y = MatMul(q, t)
+    }"""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\ng {text}')
+    arrays = {"wu": np.zeros((8, 8), np.float32), "wq": np.zeros((8, 8), np.int8)}
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    found = {constant.name: kind for constant, kind in kinds_of(load_model(proto)).items()}
+    assert found == {"wu": "feed-forward", "wq": "attention"}
+
+
 def test_weights_behind_dequantization_belong_to_their_product() -> None:
     text = """(float[N,8] x) => (float[N,8] y) {
         w = DequantizeLinear<axis = 1>(q, s, z)  a = MatMul(x, w)  b = Relu(a)
