@@ -84,10 +84,13 @@ class GroupLosses:
             if not known:
                 return
             every = [node for i, _ in known for node in self.groups[i]]
-            if alone(every, known[0][1]) > _NOTABLE * sum(self.low.values()):
-                for i, at in sorted(known, key=lambda pair: -self.low[pair[0]]):
-                    self.high[i] = alone(self.groups[i], at)
-                    self.show("groups of layers measured at 8 bits", len(self.high), len(known))
+            together, lost = alone(every, known[0][1]), sum(self.low.values()) or 1.0
+            if together <= _NOTABLE * lost:
+                self.high = {i: together * self.low[i] / lost for i, _ in known}
+                return
+            for i, at in sorted(known, key=lambda pair: -self.low[pair[0]]):
+                self.high[i] = alone(self.groups[i], at)
+                self.show("groups of layers measured at 8 bits", len(self.high), len(known))
         finally:
             outputs.close()
 

@@ -27,7 +27,7 @@ from onnxshot.runtimes.spool import Spool
 
 ROWS = 1024
 """Rows of outputs from which losses are told apart well enough."""
-_FEWEST, _MOST = 2, 8  # samples
+_FEWEST = 2  # samples
 _POSITIONS = 128  # of the logits of a sample that are compared: a row can take 200 kB
 _HELD = 4  # share of `memory.held_bytes()` that outputs of the reference may take
 _LEAST = 1e-6  # floor of an output's energy, relative to the loudest output's
@@ -75,7 +75,7 @@ class OutputLoss:
                     self._wanted.put((start, name), values)
                 start += 1
                 rows = max((_rows(v) for v in outputs.values() if v.dtype.kind == "f"), default=1)
-                count = min(max(count, -(-ROWS // rows)), _MOST)
+                count = max(count, -(-ROWS // rows))
         self.used = len(self._fed)
 
     @property

@@ -44,6 +44,9 @@ from onnxshot.verification.reference import Reference
 TRIED = 8
 """Number of calibration samples that candidates are measured on, evenly spaced."""
 
+MOST_TRIED = 32
+"""The same for bits of weights in blocks; fewer are used of outputs with many rows."""
+
 STORED = "stored"
 
 _FUSED = ("Relu", "Clip")  # fused into the node before them, and so without a precision of their own
@@ -204,13 +207,14 @@ def workbench(
         gathered = observe(prepared, plan, given)
         final = improve_plan(prepared, plan, gathered, given, reference)
         calibrated, held_out = split(len(data))
+        count = MOST_TRIED
         if bits_of(prepared.recipe) is None:
-            held_out = list(range(len(data)))  # nothing is learned or chosen from samples
+            held_out, count = list(range(len(data))), TRIED  # nothing is learned or chosen from samples
         if gathered is not None:
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
         elif recipe.effort != "fast" and any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS)):
             held_out = split(len(data))[1]  # the result's weights are rounded with the others
-        tried = calibrated[:: max(1, len(calibrated) // TRIED)][:TRIED]
+        tried = calibrated[:: max(1, len(calibrated) // count)][:count]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
         notes = [*prepared.notes, *given.notes, *forms, reference.note, *(gathered.notes if gathered else ())]
