@@ -244,7 +244,7 @@ class BlockSearch:
 
         def hoped(count: int) -> Measured:
             found = self.measured(self._at(count))
-            others = {name: getattr(found, name, None) for name in ("drop", "perplexity_rise")}
+            others = {name: getattr(found, name) for name in ("drop", "perplexity_rise")}
             scaled = {name: value * share for name, value in others.items() if value is not None and value > 0}
             return replace(found, sqnr_db=found.sqnr_db + gain, **scaled)
 
