@@ -46,9 +46,8 @@ def plain_bits(recipe: Recipe) -> Recipe:
 def level_rules(target: Target, recipe: Recipe) -> list[Rule]:
     """The levels that a recipe allows on a target, the coarsest first; float is the last.
 
-    With 4 bits: the recipe's block and smaller ones, then 8 bits. With 8 bits: that. Without bits: 4 bits with blocks
-    of 128 and less, then 8 bits. Where the recipe does not say whether blocks have zero points, 4 bits come with and
-    without.
+    With 4 bits: the recipe's block, or else 128, and smaller ones, then 8 bits. With 8 bits: that. Where the recipe
+    does not say whether blocks have zero points, 4 bits come with and without.
     """
     recipe = plain_bits(recipe)
     found: list[dict[str, Any]] = []

@@ -197,7 +197,6 @@ def workbench(
     with open_samples(prepared, calib, preset, stats) as given:
         data = given.data
         assert data is not None
-        prepared, _ = settle_forms(prepared, data)
         prepared, forms = settle_forms(prepared, data)
         reference = check_normalized(prepared, data)
         if reference is None:

@@ -22,7 +22,7 @@ def test_levels_begin_at_what_was_asked_for() -> None:
     assert _said(weight_type="int4", block=16) == [
         "4 bits, block 16", "4 bits, block 16, zero points", "8 bits, block 128", "float",
     ]  # fmt: skip
-    every = _said()
+    every = _said(bits=4)
     assert every[0] == "4 bits, block 128"
     assert every[-2:] == ["8 bits, block 128", "float"]
     assert "4 bits, block 32, zero points" in every
