@@ -93,6 +93,7 @@ def rounded_weights(
     *,
     scales: ScalesOf = lambda name: Scales(),
     ties: Mapping[str, str] | None = None,
+    shrinkage: float | None = None,
 ) -> BlockRounding:
     """Round the weights of a model that its plan puts in blocks.
 
@@ -108,6 +109,8 @@ def rounded_weights(
         settings: threads, and the progress callback.
         scales: by the name of a weight, how its scales are stored.
         ties: name of a product's weight -> name of the table with the same values, or their transpose.
+        shrinkage: of all second moments towards their diagonal, 0 to 1, for samples that are not like real ones: then
+            nothing else is learned from them, neither the error of earlier products nor biases. None to try several.
 
     Raises:
         ModelError: the model does not run.
@@ -119,7 +122,8 @@ def rounded_weights(
     groups = by_input(products)
     feeds = _enough(model, groups[0][0], feeds, settings.threads)
     with KeptArrays() as kept:
-        work = _Work(model, feeds, settings, scales, kept, any(product.bias for product in products))
+        means = shrinkage is None and any(product.bias for product in products)
+        work = _Work(model, feeds, settings, scales, kept, means, shrinkage)
         tables = tables_of(model, plan)
         shared = {p.weight: table for p in products if (table := (ties or {}).get(p.weight, p.weight)) in tables}
         work.fit_tables(tables)
@@ -154,6 +158,7 @@ class _Work:
     scales: ScalesOf
     kept: KeptArrays
     means: bool  # whether means of the float network's inputs are needed, of all samples
+    shrinkage: float | None
     found: dict[str, BlockCodes] = field(init=False, default_factory=dict)
     biases: dict[str, Floats] = field(init=False, default_factory=dict)
     layers: list[LayerRounding] = field(init=False, default_factory=list)
@@ -193,7 +198,8 @@ class _Work:
         parts, choices = list[BlockCodes](), list[Choice]()
         for expert, trial in enumerate(trials):
             table = product.table(weight, expert)
-            choice = trial.choose(product, table, self.scales(name))
+            fixed = self.shrinkage is not None
+            choice = Choice(self.shrinkage) if fixed else trial.choose(product, table, self.scales(name))
             choices.append(choice)
             if choice.shrinkage is None:
                 parts += self._plain(table, product.scheme, name)
@@ -206,7 +212,7 @@ class _Work:
             self._put(name, found)
         self._set(name, product.stored(self.found[name]))
         self.layers.append(LayerRounding(product.node, choices[0], trials[0].parts))
-        if product.bias:
+        if product.bias and self.shrinkage is None:
             self._correct(product, trials[0], weight, found)
 
     def _correct(self, product: Product, trial: Trial, weight: NDArray[Any], found: BlockCodes) -> None:
@@ -255,5 +261,6 @@ class _Work:
         self.found[name] = found.kept(self.kept.add)
 
     def _set(self, name: str, values: Any) -> None:
-        self._student.set(name, values)
         self._changed[name] = values
+        if self.shrinkage is None:
+            self._student.set(name, values)

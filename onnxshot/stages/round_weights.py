@@ -11,6 +11,8 @@ from onnx import helper
 
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sampling import spread
+from onnxshot.errors import ModelError
+from onnxshot.execution.generated_samples import generated_samples
 from onnxshot.graph import weights
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.passes.tie_weights import ties_of
@@ -23,6 +25,8 @@ from onnxshot.stages.improve_plan import FinalPlan
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
 
+_GENERATED_BYTES = 1 << 30  # of float weights: rounding those takes about four minutes of one core
+_GENERATED_SHRINKAGE = 0.4  # least error on sentences and tokens of minilm and Whisper's decoder, of 0.3, 0.4, 0.5, 0.9
 _MOST = 1024  # samples that may be learned from; those that are enough are chosen by their rows
 
 Feed = Mapping[str, NDArray[Any]]
@@ -31,16 +35,20 @@ Feed = Mapping[str, NDArray[Any]]
 def round_weights(final: FinalPlan, samples: Samples, timed: Timed = untimed) -> FinalPlan:
     """Return the plan with integers for weights in blocks, and with corrected biases.
 
-    They are learned from the calibration samples. Without data, from random data, and with effort "fast", the plan is
-    returned as it is: weights are rounded without data when the file is written.
+    They are learned from the calibration samples; without data, from generated ones, where the model takes text or
+    sound and is not large, or the effort is "best". In other cases, and with effort "fast", the plan is returned as it
+    is: weights are rounded one by one when the file is written.
 
     Raises:
         ModelError: the model does not run on the samples.
     """
     data, prepared, plan = samples.data, final.prepared, final.plan
     wanted = any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS))
-    if data is None or data.random or not len(data) or prepared.recipe.effort == "fast" or not wanted:
+    if prepared.recipe.effort == "fast" or not wanted:
         return final
+    if data is None or data.random or not len(data):
+        with timed("round weights"):
+            return _by_generated(final)
     numbers = split(len(data))[0]
     order = [numbers[i] for i in spread(len(numbers))[:_MOST]]
     with timed("round weights"):
@@ -52,14 +60,33 @@ def round_weights(final: FinalPlan, samples: Samples, timed: Timed = untimed) ->
     return replace(final, plan=plan, notes=notes, learned_on=found.samples)
 
 
-def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed]) -> BlockRounding:
-    """Round the weights in blocks of a plan of a prepared model."""
+def _by_generated(final: FinalPlan) -> FinalPlan:
+    """Round by second moments of generated samples; the given plan where there are none, or they cost too much."""
+    prepared, plan = final.prepared, final.plan
+    if prepared.recipe.effort != "best" and prepared.model.weight_bytes() > _GENERATED_BYTES:
+        return final
+    feeds, words = generated_samples(prepared.model)
+    if not feeds:
+        return final
+    try:
+        found = learned(prepared, plan, feeds, shrinkage=_GENERATED_SHRINKAGE)
+    except ModelError:  # the model does not run on what was made for it
+        return final
+    if not found.layers:
+        return final
+    note = f"no samples were given: weights of {len(found.layers)} products were rounded by {words}"
+    plan = replace(plan, rounded=as_planned(found))
+    return replace(final, plan=plan, notes=(*final.notes, f"{note}; real ones are better: --calib DATA"))
+
+
+def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed], shrinkage: float | None = None) -> BlockRounding:
+    """Round the weights in blocks of a plan of a prepared model; `shrinkage` as in `rounded_weights`."""
     model, everywhere = prepared.model, prepared.target.everywhere
     kinds = {c.name: weights.elem_type(c) if everywhere else scale_type(c) for c in model.constants()}
     signed = prepared.target.block_operator and not prepared.recipe.portable_ops  # other runtimes were not tried
     ties = {other.name: table.name for table, other, _ in ties_of(model, model.tied) if other is not table}
     return rounded_weights(
-        LeanModel.of(model), plan, feeds, prepared.settings, ties=ties,
+        LeanModel.of(model), plan, feeds, prepared.settings, ties=ties, shrinkage=shrinkage,
         scales=lambda name: Scales(helper.tensor_dtype_to_np_dtype(kinds[name]), signed=signed),
     )  # fmt: skip
 
