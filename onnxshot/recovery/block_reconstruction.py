@@ -122,8 +122,7 @@ def rounded_weights(
     groups = by_input(products)
     feeds = _enough(model, groups[0][0], feeds, settings.threads)
     with KeptArrays() as kept:
-        means = shrinkage is None and any(product.bias for product in products)
-        work = _Work(model, feeds, settings, scales, kept, means, shrinkage)
+        work = _Work(model, feeds, settings, scales, kept, shrinkage)
         tables = tables_of(model, plan)
         shared = {p.weight: table for p in products if (table := (ties or {}).get(p.weight, p.weight)) in tables}
         work.fit_tables(tables)
@@ -157,8 +156,7 @@ class _Work:
     settings: Settings
     scales: ScalesOf
     kept: KeptArrays
-    means: bool  # whether means of the float network's inputs are needed, of all samples
-    shrinkage: float | None
+    shrinkage: float | None  # None: also learn from the float network's inputs, of all samples
     found: dict[str, BlockCodes] = field(init=False, default_factory=dict)
     biases: dict[str, Floats] = field(init=False, default_factory=dict)
     layers: list[LayerRounding] = field(init=False, default_factory=list)
@@ -170,7 +168,8 @@ class _Work:
     def __post_init__(self) -> None:
         self._division = Division.of(self.feeds, _ROWS)
         deciding = [self.feeds[number] for number in self._division.deciding]
-        self._teacher = Walk(self.model, self.feeds if self.means else deciding, self.settings.threads)
+        taught = self.feeds if self.shrinkage is None else deciding
+        self._teacher = Walk(self.model, taught, self.settings.threads)
         self._student = Walk(self.model, self.feeds, self.settings.threads)
 
     def fit_tables(self, tables: Mapping[str, QuantScheme]) -> None:
@@ -184,10 +183,10 @@ class _Work:
         """Round products that read the same tensor."""
         first = group[0]
         wanted, got = self._teacher.values(first.input), self._student.values(first.input)
-        numbers = range(len(self.feeds)) if self.means else self._division.deciding
+        numbers = range(len(self.feeds))
+        taught = numbers if self.shrinkage is None else self._division.deciding
         trials = [
-            Trial(Inputs(first, e, got, range(len(self.feeds)), self._division),
-                  Inputs(first, e, wanted, numbers, self._division))
+            Trial(Inputs(first, e, got, numbers, self._division), Inputs(first, e, wanted, taught, self._division))
             for e in range(first.experts)
         ]  # fmt: skip
         for product in group:
@@ -204,7 +203,7 @@ class _Work:
             if choice.shrinkage is None:
                 parts += self._plain(table, product.scheme, name)
             else:
-                parts += trial.rounded(product, table, choice.shrinkage, self.scales(name))
+                parts += trial.rounded(product, table, choice.shrinkage, choice.aimed, self.scales(name))
         if all(choice.shrinkage is None for choice in choices) and name in self.found:  # a table, rounded already
             found = self.found[name]
         else:
