@@ -126,7 +126,7 @@ def stored_at(
             planned = plan.weights.get(node.label)
             weight = node.inputs[_slot(node, plans)]
             source = same.get(weight, weight)
-            key = (source, planned.scheme if planned is not None else None)
+            key = (source, _stored_as(planned) if planned is not None else None)
             if key in seen:
                 continue
             seen.add(key)
@@ -141,6 +141,12 @@ def stored_at(
             noise += known[weight, planned.scheme] * count
         found.append(Stored(rule, total, noise / max(values, 1)))
     return found
+
+
+def _stored_as(planned: WeightPlan) -> tuple[Any, ...]:
+    """What decides whether two readers of a weight share its integers; not the axis, which a tied table has turned."""
+    scheme, blocks = planned.scheme, planned.scheme.granularity
+    return scheme.dtype.bits, scheme.symmetric, blocks.size if isinstance(blocks, PerBlock) else blocks
 
 
 def _slot(node: Node, plans: Iterable[tuple[Rule, Plan]]) -> int:

@@ -47,7 +47,6 @@ from onnxshot.search.group_losses import GroupLosses, OutOfTime
 from onnxshot.search.layer_groups import layer_groups
 from onnxshot.search.workbench import Workbench
 
-_REMADE = 3  # candidates that are made by a full run at most: each takes as long as `quantize`
 _FITTED = 3  # times that a candidate is made smaller because its file is larger than was computed
 _GAIN_DB = 0.1  # by which a full run must be more accurate than rounding without data, to make others
 
@@ -252,7 +251,7 @@ class BlockSearch:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.goal.inaccurate(hoped(middle)) else (low, middle)
-        for count in [high + (reached - high) * i // _REMADE for i in range(_REMADE - 1)]:
+        for count in (high, (high + reached) // 2):
             if count == reached:
                 return
             found = self._made_anew(self._at(count))

@@ -2,10 +2,15 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from fixture_runs import QUICK
+from handmade.core import model
 
+from onnxshot.passes.tie_weights import ties_of
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.search.block_levels import FLOAT_RULE, Stored, ladder, level_rules, said, steps
+from onnxshot.search.block_levels import FLOAT_RULE, Stored, ladder, layers_of, level_rules, said, steps, stored_at
+from onnxshot.stages.prepare_model import prepare_model
 from onnxshot.targets import target_named
 
 
@@ -58,3 +63,16 @@ def test_groups_are_raised_by_loss_saved_per_byte() -> None:
 def test_float_is_the_last_level(size: int) -> None:
     recipe = Recipe(mode="weights", bits=4, block=size)
     assert level_rules(target_named("ort"), recipe)[-1] == FLOAT_RULE
+
+
+def test_a_tied_table_is_counted_once() -> None:
+    table = np.random.default_rng(0).normal(0, 1, (512, 64)).astype(np.float32)
+    body = "x = Gather(table, ids)\nturned = Transpose<perm = [1, 0]>(table)\nscores = MatMul(x, turned)"
+    proto = model(f"g (int64[1,S] ids) => (float[1,S,512] scores) {{ {body} }}", {"table": table})
+    recipe = Recipe(mode="weights", bits=4, block=32)
+    prepared = prepare_model(proto, recipe, QUICK)
+    plan, ties = prepared.plan(), ties_of(prepared.model, prepared.model.tied)
+    group = tuple(layers_of(prepared.model, plan, recipe))
+    (found,) = stored_at(group, [({"bits": 4}, plan)], {b: a for a, b, _ in ties if a is not b})
+    assert [node.op for node in group] == ["Gather", "MatMul"]
+    assert found.bytes == 512 * 2 * (16 + 4)
