@@ -186,7 +186,10 @@ class _Work:
         numbers = range(len(self.feeds))
         taught = numbers if self.shrinkage is None else self._division.deciding
         trials = [
-            Trial(Inputs(first, e, got, numbers, self._division), Inputs(first, e, wanted, taught, self._division))
+            Trial(
+                Inputs(first, e, got, numbers, self._division), Inputs(first, e, wanted, taught, self._division),
+                corrects=self.shrinkage is None,
+            )
             for e in range(first.experts)
         ]  # fmt: skip
         for product in group:

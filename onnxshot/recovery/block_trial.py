@@ -83,10 +83,11 @@ class Trial:
     Args:
         got: inputs in the quantized network.
         wanted: inputs in the float network.
+        corrects: whether biases are corrected, so that products with one need not keep the mean of their outputs.
     """
 
-    def __init__(self, got: Inputs, wanted: Inputs) -> None:
-        self._got, self._wanted = got, wanted
+    def __init__(self, got: Inputs, wanted: Inputs, *, corrects: bool = True) -> None:
+        self._got, self._wanted, self._corrects = got, wanted, corrects
         columns, size = got.product.inputs, got.product.size
         afford = math.isqrt(memory.budget() // (_MOMENTS_SHARE * _MOMENT_BYTES))
         whole = -(-columns // size)  # blocks
@@ -124,7 +125,7 @@ class Trial:
             return Choice(None)
         at = np.linspace(0, len(table) - 1, min(_TRIED_OUTPUTS, len(table))).astype(np.int64)
         some = np.ascontiguousarray(table[at], np.float32)
-        centred = bool(product.bias)
+        centred = self._centred(product)
         try:
             plain = self._db(some, scales.fitted(some, product.scheme).floats(), centred=centred)
             known = self._shrinkages.get(centred)
@@ -157,7 +158,7 @@ class Trial:
             for rows in slabs(table.shape):
                 part = np.ascontiguousarray(table[rows], np.float32)
                 if aimed:
-                    part = retargeted(part, self._aim(shrinkage, centred=bool(product.bias)))
+                    part = retargeted(part, self._aim(shrinkage, centred=self._centred(product)))
                 yield BlockCodes.of(*scales.rounded(part, spread, product.scheme))
             return
         found = []
@@ -172,6 +173,9 @@ class Trial:
     def _tried(self, product: Product, some: Floats, shrinkage: float, aimed: bool, scales: Scales) -> Floats:
         return BlockCodes.joined(self.rounded(product, some, shrinkage, aimed, scales)).floats()
 
+    def _centred(self, product: Product) -> bool:
+        return self._corrects and bool(product.bias)
+
     def _aim(self, shrinkage: float, *, centred: bool) -> Floats:
         key = (centred, shrinkage)
         if key not in self._aims:
@@ -181,7 +185,7 @@ class Trial:
         return self._aims[key]
 
     def _spread(self, columns: slice, product: Product, shrinkage: float) -> Spread:
-        centred = bool(product.bias)
+        centred = self._centred(product)
         if self.parts > 1:
             return spread_of(self._of(columns, centred=centred), product.size, shrinkage=shrinkage)
         key = (centred, product.size, shrinkage)
