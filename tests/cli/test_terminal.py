@@ -29,10 +29,11 @@ STAND_INS = {
     **dict.fromkeys(("PATH", "old"), sys.executable),
     **dict.fromkeys(("DATA", "D", "data/"), "data"),
     "DIR": "bundle", "MANIFEST.yaml": "manifest.yaml", "RECIPE": "net.recipe.yaml", "R.yaml": "stages.yaml",
+    "smollm/": "language", "texts.txt": "language/calib.txt",
     "L": "0.5", "T": "ort", "FORMAT": "onnx",
 }  # fmt: skip
 # Commands that a sentence names without what they need.
-INCOMPLETE = ("quantize", "emit", "calibrate --holdout 0")
+INCOMPLETE = ("quantize", "quantize FOLDER", "emit", "calibrate --holdout 0")
 LASTING = {"ui": "http://"}  # what a command shows that runs until it is stopped
 BAR = "\N{BOX DRAWINGS HEAVY HORIZONTAL}"  # what rich draws bars with
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -56,6 +57,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("onnxshot", "calibration", "fixtures"):
         (root / name).symlink_to(ROOT / name)
     shutil.copyfile(ROOT / MODEL, root / "model.onnx")
+    shutil.copytree(FIXTURES / "language", root / "language")
     data = np.load(FIXTURES / KNOWN["heldout"])
     pictures = ((data["images"][:24, None, None].astype(np.float32) / 255) - data["mean"]) / data["std"]
     for part, some in {"data": slice(None), "part1": slice(12), "part2": slice(12, None)}.items():
