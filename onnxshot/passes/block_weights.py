@@ -122,10 +122,14 @@ class BlockWeights:
         }  # fmt: skip
         bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         beta = float(node.attrs.get("beta", 1.0))
-        scales = _Unpack(self.model, None, node.label, weights.elem_type(node.inputs[1])).real(
-            packed, packed.scales, "real_scales"
-        )
-        given = [node.inputs[0], packed.values, scales, *([packed.zeros] if packed.zeros is not None else [])]
+        unpack = _Unpack(self.model, None, node.label, weights.elem_type(node.inputs[1]))
+        scales = unpack.real(packed, packed.scales, "real_scales")
+        stored: list[Tensor] = [packed.values, *([packed.zeros] if packed.zeros is not None else [])]
+        if scales is not packed.scales:
+            # Without graph optimizations, ONNX Runtime packs constant integers together with scales that a Cast has not
+            # made yet, and multiplies by what lies in memory. Integers that are no constants either are not packed.
+            stored = [unpack.op("Identity", [constant], f"stored_{n}") for n, constant in enumerate(stored)]
+        given = [node.inputs[0], stored[0], scales, *stored[1:]]
         node.op, node.domain = "MatMulNBits", _DOMAIN
         self.model.require_domain(_DOMAIN)
         node.attrs.clear()

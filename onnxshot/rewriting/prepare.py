@@ -26,6 +26,7 @@ from onnxshot.planning.node_recipe import NodeRecipes, under_rule
 from onnxshot.planning.plan import FLOAT
 from onnxshot.planning.precision16_ops import HALVES
 from onnxshot.planning.schemes import schemes
+from onnxshot.recipes.plain_values import CHANNEL
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
 
@@ -139,9 +140,8 @@ def lowest_opset(model: Model, target: Target, recipe: Recipe) -> int:
         every = (replace(recipe, layers={}), *(under_rule(recipe, rule) for rule in recipe.rules.values()))
         return max(lowest_opset(model, target, one) for one in every)
     in_blocks = bits_of(recipe)
-    stored = in_blocks is not None and not uses_operator(
-        target, recipe
-    )  # as tensors of 4 bits, or with DequantizeLinear-21
+    per_channel = in_blocks == 4 and recipe.block == CHANNEL  # 4-bit tensors, whatever the operator
+    stored = in_blocks is not None and (per_channel or not uses_operator(target, recipe))
     if max(activation.dtype.bits, weight.dtype.bits) > 8 or weight.dtype.bits == 4 or stored:
         return 21
     half = any(weights.elem_type(c) == TensorProto.FLOAT16 for c in model.constants())

@@ -1,12 +1,14 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from handmade import HANDMADE, Case
 from handmade.core import feeds, model, weight
-from planned_models import initializers, quantized, run, sqnr
+from planned_models import initializers, nodes_of, quantized, run, sqnr
 
+import onnxshot
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.maths.int4_packing import unpack_bits
 from onnxshot.recipes.recipe import Recipe
@@ -100,16 +102,6 @@ def test_a_tied_table_is_stored_once() -> None:
     assert sqnr(case, made) > 12
 
 
-def test_effort_fast_covers_every_value_and_others_fit_the_scales() -> None:
-    case = product(256)
-    given = initializers(case.model)["w"]
-    errors = {}
-    for effort in ("fast", "balanced"):
-        _, made = quantized(case, mode="weights", bits=4, effort=effort)
-        errors[effort] = ((stands_for(made, made.graph.node[0]) - given) ** 2).sum()
-    assert errors["balanced"] < errors["fast"]
-
-
 def test_unknown_ranks_of_ids() -> None:
     text = (
         "g (int64[2, T] given, int64[n] shape) => (float[] y) { ids = Reshape(given, shape) y = Gather(table, ids) }"
@@ -140,3 +132,23 @@ def test_operators_of_one_runtime_are_used_on_request_alone() -> None:
     for options in ({}, {"bits": 8, "portable_ops": True}, {"bits": 8, "format": "qdq"}):
         _, made = quantized(product(), mode="weights", **options)
         assert {n.domain for n in made.graph.node} == {""}
+
+
+@pytest.mark.parametrize("options", [{"format": "qdq"}, {"block": "channel"}, {"target": "portable"}], ids=str)
+def test_integers_of_4096_bytes_are_found_in_the_file_again(options: dict[str, object], tmp_path: Path) -> None:
+    """Constants of up to 4096 bytes stand in the graph; 8192 values of 4 bits take so many in the file alone."""
+    case = product(128, 64)
+    onnx.save(case.model, tmp_path / "m.onnx")
+    given = {"mode": "weights", "bits": 4, **options}
+    result = onnxshot.quantize(tmp_path / "m.onnx", case.feeds, output=tmp_path / "q.onnx", **given)
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db > 11
+
+
+def test_scales_of_16_bits_are_right_without_graph_optimizations() -> None:
+    case = HANDMADE["half_precision_model"]()
+    _, made = quantized(case, mode="weights", bits=4, block=16)
+    assert nodes_of(made, "MatMulNBits")
+    for feed in case.feeds[:2]:
+        for plain, optimized in zip(run(made, feed, optimize=False), run(made, feed), strict=True):
+            np.testing.assert_allclose(plain, optimized, rtol=0.05, atol=0.05 * np.abs(optimized).max())
