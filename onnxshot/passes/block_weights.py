@@ -96,7 +96,9 @@ class BlockWeights:
         granularity = planned.scheme.granularity
         assert isinstance(granularity, PerBlock)
         scheme = QuantScheme(planned.scheme.dtype, planned.scheme.symmetric, PerBlock(1, granularity.size))
-        source, crossed = next(((a, t) for a, b, t in self.ties if b is weight), (weight, False))
+        source, crossed = next(
+            ((a, t) for a, b, t in self.ties if b is weight and a is not b), (weight, False)
+        )
         key = (source, turned ^ crossed, scheme)
         if key not in self._made:
             self._made[key] = self._constants(source, turned ^ crossed, scheme, planned.method, weight)

@@ -6,13 +6,15 @@ a scale and a zero point.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 from onnx import TensorProto
 
 from onnxshot.errors import TargetError
-from onnxshot.graph import Constant, Node, edit, weights
+from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import channel_axis
 from onnxshot.maths.affine import INT4, INT8, UINT4, UINT8, PerBlock, PerChannel, QuantScheme, QuantType
-from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, OPERATOR, WEIGHTS, WeightPlan
+from onnxshot.planning.plan import DEQUANTIZED, FOLDED, GATHERED, OPERATOR, WEIGHTS, Plan, WeightPlan
 from onnxshot.recipes.plain_values import CHANNEL
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
@@ -104,6 +106,28 @@ def block_plan(node: Node, slot: int, target: Target, recipe: Recipe) -> WeightP
             return None
     dtype = _stored_type(bits, asymmetric or form != DEQUANTIZED)
     return WeightPlan(slot, QuantScheme(dtype, not asymmetric, PerBlock(axis, size)), method, form, True)
+
+
+def stored_twice(model: Model, plan: Plan, nodes: Mapping[str, Node], forced: Container[Node]) -> dict[Node, str]:
+    """Nodes whose weight in blocks is read in float too, so that the file would hold both, with the skip reason.
+
+    Args:
+        model: the float model.
+        plan: the plan to check.
+        nodes: label -> node, for the quantized nodes with a weight.
+        forced: nodes that are quantized whatever they add.
+    """
+    found = {}
+    for label, node in nodes.items():
+        planned = plan.weights.get(label)
+        if planned is None or not planned.in_blocks or node in forced:
+            continue
+        weight = node.inputs[planned.slot]
+        others = [user for user in edit.consumers(weight) if user.label not in plan.weights]
+        if others or edit.is_output(model, weight):
+            by = f"{others[0].label!r}" if others else "the outputs"
+            found[node] = f"its weight is read in float by {by} too, and would be stored twice"
+    return found
 
 
 def _dividing(inputs: int, size: int | str) -> int | str:

@@ -15,7 +15,7 @@ from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, INT8, PerChannel, PerTensor, QuantScheme
-from onnxshot.planning.block_schemes import bits_of, block_plan
+from onnxshot.planning.block_schemes import bits_of, block_plan, stored_twice
 from onnxshot.planning.int8_or_float import Decisions
 from onnxshot.planning.keep_trained_scales import activation_params, kept_activations, weight_params
 from onnxshot.planning.node_mode import is_weighted
@@ -85,6 +85,7 @@ def make_plan(
         planner = _Planner(model, target, recipe, activation, weight, banned, evidence, trained)
         plan = planner.run()
         small = too_small(model, plan, planner.weighted(), planner.made.forced) if not trained else {}
+        small |= stored_twice(model, plan, planner.weighted(), planner.made.forced)
         if small:
             banned.update(small)
             continue
@@ -299,6 +300,13 @@ class _Planner:
             why = "blocks of 4 bits exist for products of matrices and tables"
             whole = "" if self.target.block_operator else ", whose inputs divide into blocks"
             notes.append(f"{others} of {len(in_4_bits)} weights are kept in {name}: {why}{whole}")
+        stored = [n for n, plan in planned.items() if plan.in_blocks and plan.form == FOLDED]
+        if stored:
+            bits = sorted({planned[name].scheme.dtype.bits for name in stored})
+            notes.append(
+                f"{len(stored)} weights such as that of {stored[0]!r} are stored in {' and '.join(map(str, bits))} "
+                "bits, and are floats from when the file is loaded: no kernel multiplies by them"
+            )
         treated = {node: self.made.how.get(node, FLOAT) for node in self.made.asked.modes if is_weighted(node)}
         unmet = [node for node, how in treated.items() if how != self.made.asked.modes[node]]
         if unmet:

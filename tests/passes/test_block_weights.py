@@ -152,3 +152,31 @@ def test_scales_of_16_bits_are_right_without_graph_optimizations() -> None:
     for feed in case.feeds[:2]:
         for plain, optimized in zip(run(made, feed, optimize=False), run(made, feed), strict=True):
             np.testing.assert_allclose(plain, optimized, rtol=0.05, atol=0.05 * np.abs(optimized).max())
+
+
+def test_a_table_that_two_gathers_and_two_products_read_is_stored_once() -> None:
+    text = """g (int64[2, T] ids, int64[2, T] others) => (float[2, T, 500] y, float[2, T, 500] z) {
+        a = Gather(table, ids)
+        b = Gather(table, others)
+        turned = Transpose<perm = [1, 0]>(table)
+        y = MatMul(a, turned)
+        z = MatMul(b, turned)
+    }"""
+    ids = np.arange(8).reshape(2, 4)
+    case = Case(model(text, {"table": weight(500, 96)}), [{"ids": ids, "others": ids + 9}])
+    _, made = quantized(case, mode="weights", bits=4)
+    assert Counter(n.op_type for n in made.graph.node)["MatMulNBits"] == 2
+    assert [v.shape for v in initializers(made).values() if v.nbytes > 7000] == [(500, 3, 16)]
+
+
+def test_a_weight_that_is_read_in_float_too_stays_float() -> None:
+    text = "g (float[96, 96] x) => (float[96, 96] y) { a = MatMul(x, w) y = Add(a, w) }"
+    case = Case(model(text, {"w": weight(96, 96)}), feeds(2, x=(96, 96)))
+    result, made = quantized(case, mode="weights", bits=4)
+    assert not nodes_of(made, "MatMulNBits")
+    assert any("would be stored twice" in skip.reason for skip in result.plan.skips)
+
+
+def test_a_note_counts_weights_that_no_kernel_multiplies_by() -> None:
+    result, _ = quantized(HANDMADE["matmul_weight_on_the_left"](), mode="weights", bits=4, block=16)
+    assert any("floats from when the file is loaded" in note for note in result.report.notes)
