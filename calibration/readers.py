@@ -393,5 +393,5 @@ def _open_object(source: object, label: str, fit: Fitter, limit: int | None, tex
         if begun and texts.found(begun[0]):
             return texts.open(lambda field: records_of_text(label, rest, field))
         return Spool(label, rest, fit.specs, fit, limit)
-    what = f"calibration data is a {type(source).__name__}, which gives no samples"
+    what = f"calibration data is of type {type(source).__name__}, which gives no samples"
     raise CalibrationError(what, f"give an iterable of dicts or of texts, or {TAKES}")

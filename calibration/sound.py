@@ -148,6 +148,11 @@ class Sounds(Source):
         others = sorted({s.rate for s in self._sounds} - {preset.rate})
         if others:
             yield f"sound resampled to {preset.rate} Hz from {', '.join(map(str, others))} Hz"
+        loud = [(sound.path.name, most) for sound in self._sounds if (most := sound.loudest())]
+        if loud:
+            hold = "holds" if len(loud) == 1 else "hold"
+            what = f"{_count(len(loud), 'file')} of sound {hold} values far outside of -1..1"
+            yield f"{what}, such as {loud[0][1]:.4g} in {loud[0][0]}: the model gets them as they are"
         if form.states:
             named = ", ".join(s.name for s in form.states)
             how = "zeros" if self._step is None else "carried from window to window, zeros at the beginning of a file"

@@ -24,6 +24,8 @@ _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what writers state that cannot seek back
 _MOST_CHANNELS = 64
 _RATES = (100, 1_000_000)  # samples a second
+_LOUDEST = float(1 << 32)  # more than integers of 32 bits that were stored as floats
+_LOUD, _HEARD = 16.0, 1 << 16  # a file of floats is called loud if one of so many first samples is larger
 _MOST_CHUNKS = 1000  # of a wave file, before its samples
 _KNOWN = {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}
 _INSTALL = 'pip install "onnxshot[sound]"'
@@ -78,8 +80,17 @@ class Sound:
             raw = self._stored(first, last - first)
             if not np.isfinite(raw).all():
                 raise _broken(self.path, "some of its samples are NaN or infinite")
+            if raw.dtype.kind == "f" and np.abs(raw).max() > _LOUDEST:
+                raise _broken(self.path, f"it holds the value {np.abs(raw).max():.3g}; sound lies in -1..1")
             mono[first - start : last - start] = raw.mean(axis=1) if self.channels > 1 else raw[:, 0]
         return mono
+
+    def loudest(self) -> float:
+        """The largest value at the beginning of a file of floats, where it is far outside of -1..1; else 0."""
+        if self.code != _FLOAT:
+            return 0.0
+        found = float(np.abs(self.read(0, min(self.frames, _HEARD // self.channels))).max())
+        return found if found > _LOUD else 0.0
 
     def _stored(self, first: int, count: int) -> NDArray[Any]:
         """Samples as float32 or float64 [count, channels]."""

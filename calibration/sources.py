@@ -288,7 +288,7 @@ def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
     if isinstance(item, Sample):
         return dict(item.feed)
     if not isinstance(item, Mapping):
-        what = f"{where} is a {type(item).__name__}, not a dict"
+        what = f"{where} is of type {type(item).__name__}, not a dict"
         raise CalibrationError(what, "give {input name: array} for each sample")
     with users_code(where):
         values = dict(item.items())

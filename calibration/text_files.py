@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +30,7 @@ _SECONDS = ("text_pair", "sentence2", "hypothesis", "passage", "context")
 _FIRSTS = ("sentence1", "premise", "query")
 _SOUNDS = ("audio", "audio_filepath", "sound", "wav", "file", "path")
 _CHATS = ("messages", "conversations")
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: JSON may hold one alone, and UTF-8 may not
 MOST_TEXTS = 1 << 20
 """Most texts of all files together, and of an iterable."""
 
@@ -165,12 +167,21 @@ def of_record(record: object, where: str, field: str | None = None, folder: Path
     Raises:
         CalibrationError: there is no text, or its sound is outside the folder.
     """
+    found = _of_record(record, where, field, folder)
+    for text in (found.text, found.target, found.second):
+        if text is not None and (half := _HALVES.search(text)):
+            what = f"{where} holds \\u{ord(half[0]):04x} alone: it is half of a character"
+            raise CalibrationError(what, "leave it out, or write both halves, or the character itself")
+    return found
+
+
+def _of_record(record: object, where: str, field: str | None, folder: Path | None) -> Text:
     if isinstance(record, str):
         return Text(where, record)
     if _is_pair(record):
         return Text(where, *record)  # type: ignore[misc]  # two strings
     if not isinstance(record, Mapping):
-        raise CalibrationError(f"{where} is a {type(record).__name__}, not a text", 'give text, or {"text": "..."}')
+        raise CalibrationError(f"{where} is {_kind(record)}, not a text", 'give text, or {"text": "..."}')
     inner = record.get("translation")
     if isinstance(inner, Mapping) and len(both := [v for v in inner.values() if isinstance(v, str)]) == 2:
         return Text(where, both[0], both[1])
@@ -178,12 +189,16 @@ def of_record(record: object, where: str, field: str | None = None, folder: Path
     named = next((key for key in _SOUNDS if words.get(key, "").lower().endswith(SOUNDS)), None)
     sound = _sound(words.pop(named), where, folder) if named is not None else None
     if field is not None and field not in words:
-        raise CalibrationError(f"{where} has no text in field {field!r}", f"its fields: {_listed(record)}")
+        held = f": it holds {_kind(record[field])}" if field in record else ""
+        raise CalibrationError(f"{where} has no text in field {field!r}{held}", f"its fields: {_listed(record)}")
     if field is None and (chat := next((record[key] for key in _CHATS if key in record), None)) is not None:
         return Text(where, "\n".join(_contents(chat, where)))
     name = field or next((key for key in (*_FIELDS, *_FIRSTS) if key in words), None)
     if name is None and len(words) == 1:
         name = next(iter(words))
+    if name is None and (usual := next((key for key in (*_FIELDS, *_FIRSTS) if key in record), None)) is not None:
+        what = f"{where} has {_kind(record[usual])} in field {usual!r}, not a text"
+        raise CalibrationError(what, 'such as {"text": "..."}')
     if name is None:
         hint = "name the field of the text in a preset file: kind: text, field: NAME"
         raise CalibrationError(f"{where} has no field 'text', but {_listed(record)}", hint)
@@ -214,8 +229,19 @@ def _contents(chat: object, where: str) -> Iterator[str]:
             if isinstance(text, str):
                 yield text
             elif text is not None:
-                what = f"{where} has a message whose content is a {type(text).__name__}"
+                what = f"{where} has a message whose content is {_kind(text)}"
                 raise CalibrationError(what, 'such as {"messages": [{"role": "user", "content": "..."}]}')
+
+
+def _kind(value: object) -> str:
+    """What a value that is no text is, in words."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "an object" if isinstance(value, Mapping) else f"of type {type(value).__name__}"
 
 
 def _listed(record: Mapping[object, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from onnxshot.calibration.preset import load_preset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.files.messages import shown
 from onnxshot.files.regular_files import read_regular
 
 FILE = "tokenizer.json"
@@ -84,6 +85,48 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < _ENDLESS
 
 
+def _is_id_or_list(value: Any) -> bool:
+    return all(map(_is_id, value)) if isinstance(value, list) else _is_id(value)
+
+
+def _is_limit(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+_LIMITS = (
+    ("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings"),
+    ("config.json", "n_positions"),
+)  # fmt: skip
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_USED: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    *((file, key, _is_limit, "number of tokens") for file, key in _LIMITS),
+    *((file, key, _is_id_or_list, "id of a token") for file in ("generation_config.json", "config.json")
+      for key in _IDS),
+)  # fmt: skip
+"""Values of files beside the tokenizer: the file, the key, what tells a good value, and what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What the .json files beside a tokenizer hold.
+
+    Attributes:
+        values: by the name of the file; files that are not there or cannot be read have none.
+        paths: of the files that were read, by name.
+        unread: what is wrong with each file that cannot be read.
+    """
+
+    values: dict[str, dict[str, Any]]
+    paths: dict[str, Path]
+    unread: tuple[str, ...]
+
+
+def from_here(path: Path) -> Path:
+    """A path as a user would write it: from the working folder, where it lies below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer and its special tokens.
@@ -92,7 +135,7 @@ class Tokenizer:
         path: of its tokenizer.json.
         sha256: of that file, in hex digits.
         folders: where the .json files beside it are looked for: its own folder, and that of the model.
-    own_limit: tokens that its own truncation cuts texts to; None without one.
+        own_limit: tokens that its own truncation cuts texts to; None without one.
     """
 
     path: Path
@@ -147,9 +190,7 @@ class Tokenizer:
         """Most tokens of a text, as the files beside it and its own truncation say; None where nothing does."""
         values = [
             self.own_limit,
-            self._said("tokenizer_config.json", "model_max_length"),
-            self._said("config.json", "max_position_embeddings"),
-            self._said("config.json", "n_positions"),
+            *(self._said(file, key) for file, key in _LIMITS),
         ]
         known = [int(v) for v in values if type(v) in (int, float) and 0 < v < _ENDLESS]
         return min(known, default=None)
@@ -220,20 +261,37 @@ class Tokenizer:
                 return int(number)
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is wrong with .json files beside the tokenizer and the model, and is passed over."""
+        odd = [
+            f"{self._beside.paths[file]} says {key} {shown(value)}, which is no {kind}: it is passed over"
+            for file, key, is_good, kind in _USED
+            if (value := self._said(file, key)) is not None and not is_good(value)
+        ]
+        return (*self._beside.unread, *odd)
+
     def _said(self, file: str, key: str) -> Any:
-        return self._files.get(file, {}).get(key)
+        return self._beside.values.get(file, {}).get(key)
 
     @cached_property
-    def _files(self) -> dict[str, dict[str, Any]]:
-        """The .json files beside the tokenizer and the model, by name; those that cannot be read count as empty."""
-        found: dict[str, dict[str, Any]] = {}
+    def _beside(self) -> _Beside:
+        """The .json files beside the tokenizer and the model, in the first folder that has them."""
+        found, paths, wrong = dict[str, dict[str, Any]](), dict[str, Path](), list[str]()
         for name in _CONFIGS:
             for folder in self.folders:
+                path = folder / name
                 try:
-                    values = json.loads(read_regular(folder / name, "the file", CalibrationError, _MOST_CONFIG))
-                except (OSError, ValueError, RecursionError, CalibrationError):
+                    values = json.loads(read_regular(path, "the file", CalibrationError, _MOST_CONFIG))
+                    if not isinstance(values, dict):
+                        raise ValueError("it holds no object of keys and values")
+                except (FileNotFoundError, NotADirectoryError):
                     continue
-                if isinstance(values, dict):
-                    found[name] = values
-                    break
-        return found
+                except (OSError, ValueError, RecursionError, CalibrationError) as e:
+                    said = e.message if isinstance(e, CalibrationError) else " ".join(str(e).split())
+                    reason = (e.strerror if isinstance(e, OSError) else None) or said
+                    wrong.append(f"{from_here(path)} is passed over: {reason}")
+                    continue
+                found[name], paths[name] = values, from_here(path)
+                break
+        return _Beside(found, paths, tuple(wrong))

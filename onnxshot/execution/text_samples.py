@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from onnxshot.calibration.token_windows import (
     windows_of_pairs,
     windows_of_stream,
 )
-from onnxshot.calibration.tokenizer import Tokenizer, find_tokenizer
+from onnxshot.calibration.tokenizer import Tokenizer, find_tokenizer, from_here
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.language_runs import LanguageRuns, Made
 from onnxshot.graph import Model
@@ -76,21 +75,20 @@ class TextOpener:
         rows = table_rows(self.model, [s.name for s in (inputs.ids, inputs.source) if s is not None])
         check_ids((), rows, tokenizer)
         reading = _Reading(inputs, tokenizer, tuple(outputs.values()), asked, self.automatic)
-        windows, total = reading.windows(read(asked.field), limit)
-        if not windows:
+        texts = read(asked.field)
+        if not any(text.text.strip() for text in texts):
             raise CalibrationError(f"{label} holds no text", "one text a line, or a .jsonl file")
+        windows, total = reading.windows(texts, limit)
+        if not windows:
+            what = f"the tokenizer {tokenizer.path} finds no token in {label}"
+            what += f": its vocabulary has {tokenizer.size} tokens"
+            raise CalibrationError(what, "give the tokenizer of the model with --tokenizer")
         check_ids(windows, rows, tokenizer)
         pad, runs = tokenizer.pad if tokenizer.pad < min(rows, default=1 << 31) else 0, None
         if inputs.needs_encoder or inputs.sounds or any(window.before for window in windows):
             # a copy of the graph: this one may change before the samples are read
             runs = LanguageRuns(LeanModel.of(self.model), self.model.path, specs, inputs, self.threads, pad)
         return TextSource(label, windows, inputs, reading, runs, pad, reading.notes(label, windows, total))
-
-
-def _from_here(path: Path) -> Path:
-    """A path as a user would write it: from the working folder, where it lies below that."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class _AnySize(dict[str, int]):
@@ -181,25 +179,31 @@ class _Reading:
         if self.kind == "pairs":
             lengths = self.inputs.source_window or self.length, self.length
             found, total = windows_of_pairs(texts, self.tokenizer, lengths, most, self.steps)
-            return [w for w in found if w.before or not self.inputs.steps_only], total
+            kept = [w for w in found if w.before or not self.inputs.steps_only]
+            if found and not kept:
+                what = "the texts have one token each; the model takes one token behind others"
+                raise CalibrationError(what, "give longer texts")
+            return kept, total
         length = 1 if self.inputs.window == 1 and self.steps == "none" else self.length
         return windows_of_stream(texts, self.tokenizer, length, most, self.steps)
 
     def notes(self, label: str, windows: Sequence[Window], total: int) -> tuple[str, ...]:
         """What was made of the texts, and a warning where they are short."""
         tokens = sum(window.tokens for window in windows)
-        what = "texts" if self.kind == "lines" else "pairs of texts" if self.kind == "pairs" else "windows"
+        s = "" if len(windows) == 1 else "s"
+        what = f"text{s}" if self.kind == "lines" else f"pair{s} of texts" if self.kind == "pairs" else f"window{s}"
         about = "about " if self.kind == "stream" else ""  # a long stream is not tokenized as a whole
         of = f" of {about}{total}, evenly spaced," if len(windows) < total else ""
         found = [
             f"{len(windows)} {what}{of} from {label}: {tokens} tokens, {self.length} at most in one, "
-            f"by {_from_here(self.tokenizer.path)}"
+            f"by {from_here(self.tokenizer.path)}"
         ]
         if steps := sum(bool(window.before) for window in windows):
-            found.append(f"{steps} of the samples are one token behind a prompt that the model itself has read")
+            are = "is" if steps == 1 else "are"
+            found.append(f"{steps} of the samples {are} one token behind a prompt that the model itself has read")
         if tokens < (few := _FEW_IN_LINES if self.kind == "lines" else _FEW_TOKENS):
             found.append(f"{tokens} tokens are few: what is measured on them may not hold for other texts; give {few}")
-        return tuple(found)
+        return (*found, *self.tokenizer.notes)
 
     @property
     def made_by(self) -> bytes:

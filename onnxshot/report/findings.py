@@ -219,7 +219,7 @@ def _data(values: Values) -> Iterator[Finding]:
         hint = "give --calib DATA to have the result compared with the input"
         if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
             hint = "samples hold tensors, and an input is not a tensor: run both files on inputs of your own"
-        elif "calibration" in samples:  # there was data
+        elif "source" in samples:  # there was data
             skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
             hint = "a note says why: run onnxshot compare where that reason does not apply"
             hint = hint if skipped else "leave out --no-verify to have it compared with the input"

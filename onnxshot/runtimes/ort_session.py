@@ -333,6 +333,8 @@ def _of_sample(label: str, feed: NamedFeed, reason: str) -> SampleError:
         hint = f"input {guilty[0]!r} holds {found[1]}, which is outside the table it indexes"
     else:
         hint = ", ".join(f"{name!r} is {x.dtype} {list(x.shape)}" for name, x in list(feed.items())[:_SHOWN])
+        if "Invalid input shape" in reason:  # what a Conv or a pool says of less than its kernel spans
+            hint += ": it may be too short or too small for the model; leave it out"
     return SampleError(f"{label} fails on sample {feed.sample!r} in ONNX Runtime: {reason}", hint)
 
 

@@ -92,6 +92,9 @@ class _Proof:
         if prepared.fixed_shapes:
             proof.runs_frozen(written, made.model, prepared.source)
         if not prepared.settings.verify:
+            data = made.samples.data
+            if data is not None and not data.random:  # it was there to compare on, and may not have been used
+                report.samples = {"source": data.source, "random": False, **report.samples}
             return None
         proof.keeps_contract(prepared.source, written, prepared.fixed_shapes)
         in_bfloat16 = prepared.keeps_half and prepared.widened.runs_nowhere  # ONNX Runtime lacks it on CPUs

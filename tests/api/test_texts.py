@@ -52,6 +52,13 @@ def test_a_model_from_texts_has_the_bytes_of_one_from_arrays_of_their_ids(model:
     assert any(note.startswith("16 texts from list") for note in result.report.notes)
 
 
+def test_where_samples_were_given_the_advice_is_not_to_give_some(model: Path, tmp_path: Path) -> None:
+    texts = written(TEXTS, tmp_path / "t.txt")
+    recipe = Recipe(mode="weights", bits=4, effort="fast")
+    assert "--no-verify" in onnxshot.quantize(model, texts, recipe=recipe, settings=QUIET).report.next_step()
+    assert "--calib DATA" in onnxshot.quantize(model, recipe=recipe, settings=QUIET).report.next_step()
+
+
 def test_a_result_from_texts_is_replayed_and_another_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
     given, out = written(TEXTS, tmp_path / "t.txt"), tmp_path / "out" / "a.onnx"
     onnxshot.quantize(model, given, output=out, preset=TextPreset(length=5), settings=QUIET)

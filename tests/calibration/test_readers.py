@@ -431,7 +431,7 @@ NUMBER = 3
 
 def test_a_sample_that_is_no_dict():
     message = refused([(1, 2)])
-    assert "list #0 is a tuple, not a dict" in message
+    assert "list #0 is of type tuple, not a dict" in message
     assert "{input name: array}" in message
 
 

@@ -65,6 +65,14 @@ def test_free_lengths_keep_a_shorter_rest_and_fixed_ones_fill_it_with_zeros(soun
         assert len(data) == 2 and "1 rest of sound shorter than a tenth of a window left out" in data.notes
 
 
+def test_loud_files_are_told(sounds: Path) -> None:
+    assert not any("far outside" in note for note in open_data(sounds, [spec((1, "n"))]).notes)
+    write_wave(sounds / "c.wav", 32767 * tone(200, 16000, 8000), 16000, 32, 3)
+    data = open_data(sounds, [spec((1, "n"))])
+    (told,) = [note for note in data.notes if "far outside" in note]
+    assert told.startswith("1 file of sound holds values far outside of -1..1, such as 1.638e+04 in c.wav")
+
+
 def test_overlapping_windows_start_a_stride_apart(sounds: Path) -> None:
     with open_data(sounds / "a.wav", [spec((1, "n"))], SoundPreset(window=1.0, stride=0.5)) as data:
         assert len(data) == 4  # the fourth ends with the file

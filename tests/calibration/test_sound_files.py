@@ -111,6 +111,20 @@ def test_samples_that_are_nan_are_refused(tmp_path: Path) -> None:
         open_sound(path).read(0, 2)
 
 
+def test_values_that_no_sound_has_are_refused(tmp_path: Path) -> None:
+    path = write_wave(tmp_path / "x.wav", np.array([0.1, -1e30]), bits=32, code=3)
+    with pytest.raises(CalibrationError, match=r"x.wav is not .*holds the value 1e\+30; sound lies in -1..1"):
+        open_sound(path).read(0, 2)
+    assert open_sound(path).read(0, 1) == np.float32(0.1)
+
+
+def test_floats_far_outside_are_loud_and_integers_are_not(tmp_path: Path) -> None:
+    wide = write_wave(tmp_path / "x.wav", np.array([0.5, -32768.0]), bits=32, code=3)
+    assert open_sound(wide).loudest() == 32768
+    for bits, code in ((16, 1), (32, 3)):
+        assert open_sound(write_wave(tmp_path / "y.wav", np.array([0.5, -1.0]), bits=bits, code=code)).loudest() == 0
+
+
 def test_a_stretch_that_would_not_fit_in_memory_is_refused(tmp_path: Path) -> None:
     sound = open_sound(write_wave(tmp_path / "x.wav", np.zeros(4)))
     with pytest.raises(CalibrationError, match="too large"):

@@ -53,6 +53,12 @@ def test_a_named_field_wins() -> None:
     assert of_record({"text": "a", "body": "b"}, "x", "body").text == "b"
     with pytest.raises(CalibrationError, match="no text in field 'title'"):
         of_record({"text": "a"}, "x", "title")
+    with pytest.raises(CalibrationError, match="no text in field 'title': it holds a list"):
+        of_record({"text": "a", "title": ["b"]}, "x", "title")
+
+
+def test_two_halves_of_a_character_are_one() -> None:
+    assert of_record(json.loads('{"text": "\\ud83d\\ude00"}'), "x").text == "\U0001f600"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +66,12 @@ def test_a_named_field_wins() -> None:
     [
         ("t.jsonl", '{"text": "a"}\n\n{"text": \n', r"t.jsonl line 3 is not JSON"),
         ("t.jsonl", '{"a": "1", "b": "2"}\n', r"t.jsonl line 1 has no field 'text', but 'a', 'b'"),
-        ("t.jsonl", '{"text": "a"}\n7\n', r"t.jsonl line 2 is a int, not a text"),
-        ("t.jsonl", '{"messages": [{"content": 7}]}\n', r"line 1 has a message whose content is a int"),
+        ("t.jsonl", '{"text": "a"}\n7\n', r"t.jsonl line 2 is a number, not a text"),
+        ("t.jsonl", '{"messages": [{"content": 7}]}\n', r"line 1 has a message whose content is a number"),
+        ("t.jsonl", '{"text": "a"}\nnull\n', r"t.jsonl line 2 is null, not a text"),
+        ("t.jsonl", '{"text": NaN}\n', r"t.jsonl line 1 has a number in field 'text', not a text"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "b \\ud800"}\n', r"t.jsonl line 2 holds \\ud800 alone"),
+        ("t.jsonl", '{"input": "a", "output": "\\udc00"}\n', r"t.jsonl line 1 holds \\udc00 alone"),
         ("t.jsonl", "[" * 100_000 + "\n", r"t.jsonl line 1 is not JSON"),
         ("t.tsv", "text\ttarget\na\tb\nc\n", r"t.tsv line 3 has 1 columns, the first line 2"),
         ("t.tsv", "a\tb\tc\n", r"t.tsv line 1 has 3 columns"),
@@ -109,5 +119,5 @@ def test_items_of_an_iterable_are_texts_up_to_a_limit(monkeypatch: pytest.Monkey
     monkeypatch.setattr(text_files, "MOST_TEXT", 10)
     endless = (json.dumps(i) + "word" for i in iter(int, 1))
     assert len(records_of_text("endless", endless)) == 2
-    with pytest.raises(CalibrationError, match="list #1 is a int, not a text"):
+    with pytest.raises(CalibrationError, match="list #1 is a number, not a text"):
         records_of_text("list", ["a", 7])

@@ -358,6 +358,46 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monk
     assert "onnxshot[text]" in raised.value.hint
 
 
+def test_a_tokenizer_without_tokens_is_blamed_and_not_the_text(tmp_path: Path) -> None:
+    model = decoder(tmp_path / "model.onnx")
+    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(empty))
+    with pytest.raises(CalibrationError, match=r"tokenizer.json finds no token in list: its vocabulary has 0 tokens"):
+        opened(model, ["a b"])
+    with pytest.raises(CalibrationError, match="list holds no text"):
+        opened(model, [" "])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": ', "is passed over: Expecting value"), ("[]", "is passed over: it holds no object"),
+        (b"\xff", "is passed over: 'utf-8' codec"), ("[" * 100_000, "is passed over: maximum recursion"),
+        ('{"pad_token_id": "x"}', "says pad_token_id 'x', which is no id of a token"),
+        ('{"eos_token_id": [1, -1]}', "says eos_token_id [1, -1], which is no id of a token"),
+        ('{"max_position_embeddings": -5}', "says max_position_embeddings -5, which is no number of tokens"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_beside_the_model_is_told(tmp_path: Path, content: str | bytes, said: str) -> None:
+    model = decoder(tmp_path / "model.onnx")
+    write_tokenizer(tmp_path, PLAIN)
+    (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with opened(model, [LETTERS]) as data:
+        (told,) = [note for note in data.notes if "config.json" in note]
+        assert said in told and "passed over" in told
+    good = {"pad_token_id": 0, "eos_token_id": [1, 2], "bos_token_id": None, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(good))
+    with opened(model, [LETTERS]) as data:
+        assert not [note for note in data.notes if "config.json" in note]
+
+
+def test_one_window_is_no_windows(tmp_path: Path) -> None:
+    model = decoder(tmp_path / "model.onnx")
+    write_tokenizer(tmp_path, PLAIN)
+    with opened(model, ["a b c"]) as data:
+        assert data.notes[0].startswith("1 window from list: 3 tokens")
+
+
 def test_notes_tell_windows_tokens_and_few_of_them(tmp_path: Path) -> None:
     model = decoder(tmp_path / "model.onnx")
     write_tokenizer(tmp_path, PLAIN)

@@ -70,6 +70,8 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "random": ({"samples": {"calibration": 4, "judged": 4, "random": True}}, "caution", "a guess", "--calib DATA"),
     "random proof": ({"sqnr_db": None, "on_random_data": {"sqnr_db": 9.0}}, "caution", "random data", "--calib DATA"),
     "no proof": ({"sqnr_db": None, "samples": {}}, "caution", "not compared", "--calib DATA"),
+    "proof left out": ({"sqnr_db": None, "samples": {"source": "t.txt", "random": False}}, "caution", "not compared",
+                       "leave out --no-verify"),
     "growth": ({"input_bytes": 900_000}, "caution", "larger than the input: 0.90 MB -> 1.00 MB", "--max-size 0.9"),
     "growth of integers": (
         {"input_bytes": 900_000, "notes": ["3 Q/DQ pairs and integer operators of the input were taken out"]},

@@ -21,6 +21,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.passes.normalize import normalize
 from onnxshot.runtimes.ort_runtime import Runner
+from onnxshot.settings import Settings
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.normalization_check import check_same_outputs
@@ -163,6 +164,20 @@ def test_a_model_that_onnx_runtime_refuses_is_compared_as_normalized_with_a_note
     result = onnxshot.quantize(given, SAMPLES, effort="fast")
     assert result.report.sqnr_db is not None
     assert any("compared with the normalized model" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_sample_that_no_form_of_the_model_runs_on_is_an_error(verify: bool) -> None:
+    """Two samples where a kernel spans five: as a clip of sound that is too short."""
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,1,N] x) => (float[1,4,M] y) { y = Conv(x, w) }"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 1, 5), np.float32), "w"))
+    short = [{"x": np.ones((1, 1, 2), np.float32)}] * 2
+    with pytest.raises(CalibrationError, match="fails on sample") as caught:
+        onnxshot.quantize(model, short, mode="weights", effort="fast", settings=Settings(verify=verify))
+    assert "'x' is float32 [1, 1, 2]: it may be too short" in caught.value.hint
 
 
 def test_the_truth_benchmark_finds_a_false_figure(
