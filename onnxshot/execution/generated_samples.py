@@ -6,6 +6,7 @@ are good enough to round weights by, and to nothing else: nothing is measured on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from onnxshot.rewriting.model_inputs import input_specs
 
 _WINDOWS, _TOKENS = 16, 256
 _SOUNDS, _SECONDS = 3, 30.0
+_SOUND = re.compile(r"mel|input_features|input_values|wave|audio|speech|pcm|sound")  # in names of inputs
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -42,7 +44,8 @@ def generated_samples(model: Model) -> tuple[list[Feed], str]:
         specs = input_specs(model)
         if takes_text(specs):
             return _tokens(model)
-        if sound_input(specs) is not None:
+        heard = sound_input(specs)
+        if heard is not None and _SOUND.search(heard.name.lower()):  # any array of floats may be a waveform
             return _sounds(model)
     except CalibrationError:  # an input that neither a text nor a sound tells
         pass

@@ -74,11 +74,12 @@ class Product:
 
     def places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The axes of its input that count rows, given the shape of the input; for one expert."""
-        return (*shape[:-3], shape[-2]) if len(self.shape) == 3 else tuple(shape[:-1])
+        own = len(self.shape) == 3 and len(shape) > 2  # an input of rank 2 is that of every expert
+        return (*shape[:-3], shape[-2]) if own else tuple(shape[:-1])
 
     def rows(self, values: NDArray[Any], expert: int) -> NDArray[Any]:
         """The inputs of an expert [n, K] in the product's input on one sample."""
-        if len(self.shape) == 3:
+        if len(self.shape) == 3 and values.ndim > 2:
             values = values[..., min(expert, values.shape[-3] - 1), :, :]
         return values.reshape(-1, values.shape[-1])
 

@@ -16,8 +16,9 @@ from onnxshot.execution.generated_samples import generated_samples
 from onnxshot.graph import weights
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.passes.tie_weights import ties_of
-from onnxshot.planning.block_schemes import scale_type
+from onnxshot.planning.block_schemes import scale_type, uses_operator
 from onnxshot.planning.plan import WEIGHTS, Plan, RoundedBlocks
+from onnxshot.recipes.plain_values import CHANNEL
 from onnxshot.recovery.block_reconstruction import BlockRounding, rounded_weights
 from onnxshot.recovery.block_trial import Scales
 from onnxshot.report.timings import Timed, untimed
@@ -83,7 +84,8 @@ def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed], shrinkage: fl
     """Round the weights in blocks of a plan of a prepared model; `shrinkage` as in `rounded_weights`."""
     model, everywhere = prepared.model, prepared.target.everywhere
     kinds = {c.name: weights.elem_type(c) if everywhere else scale_type(c) for c in model.constants()}
-    signed = prepared.target.block_operator and not prepared.recipe.portable_ops  # other runtimes were not tried
+    # DequantizeLinear is read by tools, and by this one, that take a negative scale for an error.
+    signed = uses_operator(prepared.target, prepared.recipe) and prepared.recipe.block != CHANNEL
     ties = {other.name: table.name for table, other, _ in ties_of(model, model.tied) if other is not table}
     return rounded_weights(
         LeanModel.of(model), plan, feeds, prepared.settings, ties=ties, shrinkage=shrinkage,

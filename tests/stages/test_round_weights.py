@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from handmade.core import model, weight
 from onnx import ModelProto, numpy_helper
 from small_decoders import small_decoder, token_feeds
 
@@ -78,3 +79,14 @@ def test_without_samples_second_moments_are_those_of_random_tokens(tmp_path: Pat
         onnx.save(made.model.to_proto(), tmp_path / "made.onnx")
         errors.append(_db(wanted, _outputs(tmp_path / "made.onnx")))
     assert errors[0] > errors[1], "on tokens that it was not rounded with"
+
+def test_experts_that_all_read_one_matrix(tmp_path: Path) -> None:
+    text = "g (float[T, 64] x) => (float[3, T, 32] y) { y = MatMul(x, w) }"
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((8, 64)).astype(np.float32)
+    given = [{"x": rng.standard_normal((40, 8)).astype(np.float32) @ mixing} for _ in range(12)]
+    proto = model(text, {"w": weight(3, 64, 32)})
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = onnxshot.quantize(tmp_path / "m.onnx", given, mode="weights", bits=4, block=16)
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db > 20
