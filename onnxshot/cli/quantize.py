@@ -157,7 +157,7 @@ def quantize(
     given = {k: v for k, v in options.items() if is_given(context, k)}
     if bits is None and recipe_file is None and weight_type is None and (block or asymmetric is not None):
         raise UsageError("--block and --asymmetric are of weights in blocks", "give --bits 4 or --bits 8 too")
-    if bits is not None and recipe_file is None:
+    if bits is not None and recipe_file is None and precision.startswith("int8"):
         given.setdefault("mode", "weights")  # blocks exist in no other mode
     if given.pop("shape", None):
         given["shapes"] = emit_options.parse_shapes(shape)

@@ -146,6 +146,8 @@ class Recipe(Plain):
         if self.bits is not None and self.weight_type is not None:
             said = f"is {self.weight_type!r}, which does not go with"
             raise BadKey(("weight_type",), said, "give one of them", ("bits",))
+        if self.bits is not None and self.format == "qoperator":
+            raise BadKey(("bits",), f"is {self.bits}, which does not go with", "leave one of them out", ("format",))
         if self.bits is not None and self.mode not in ("weights", "auto"):
             raise BadKey(("bits",), f"is {self.bits}, which does not go with", "use mode weights or auto", ("mode",))
         for glob, rule in self.rules.items():
