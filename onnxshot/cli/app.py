@@ -8,6 +8,7 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -31,7 +32,7 @@ from onnxshot.cli.prune import prune
 from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
 from onnxshot.cli.sensitivity import sensitivity
-from onnxshot.cli.signals import Stopped, listen
+from onnxshot.cli.signals import Stopped, listen, received
 from onnxshot.cli.ui import ui
 from onnxshot.cli.verify import verify
 from onnxshot.errors import OnnxshotError, UsageError, in_place
@@ -129,6 +130,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except OnnxshotError as error:
+        _tell_signal()
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(streams.BROKEN_PIPE)
@@ -137,10 +139,11 @@ def main() -> None:
             sys.exit(streams.BROKEN_PIPE)
         raise
     except KeyboardInterrupt:
-        _fail(f"interrupted; nothing is half written{_kept()}", _INTERRUPTED)
+        _fail(_interrupted(), _INTERRUPTED)
     except Stopped as stopped:
         _fail(str(stopped), stopped.exit_code)
     except Exception as error:
+        _tell_signal()
         if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
             text = error.format_message()
             if not text:  # no command was given, so the help was printed
@@ -157,6 +160,20 @@ def main() -> None:
         if isinstance(error, MemoryError):
             _fail("there is not enough memory (try fewer threads, or a smaller batch)", UsageError.exit_code)
         _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
+
+
+def _tell_signal() -> None:
+    """End the command as a signal does, where one was received: an import may have made an error of it."""
+    number = received()
+    if number == signal.SIGINT:
+        _fail(_interrupted(), _INTERRUPTED)
+    if number is not None:
+        stopped = Stopped(number)
+        _fail(str(stopped), stopped.exit_code)
+
+
+def _interrupted() -> str:
+    return f"interrupted; nothing is half written{_kept()}"
 
 
 def _kept() -> str:

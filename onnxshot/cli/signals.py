@@ -57,6 +57,11 @@ def _stop(number: int, _: FrameType | None) -> None:
 _received: list[int] = []
 
 
+def received() -> int | None:
+    """The number of the first signal since `listen`; None if there was none."""
+    return _received[0] if _received else None
+
+
 def _leave_at_second(reader: socket.socket, _: socket.socket) -> None:
     """End the process at the second signal. Python writes the number of each signal into the socket, kept open here."""
     first = 0.0

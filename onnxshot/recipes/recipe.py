@@ -138,7 +138,7 @@ class Recipe(Plain):
             )
         )
         refuse(_shapes(self.shapes))
-        for f in fields(self):
+        for f in sorted(fields(self), key=lambda f: f.name != "bits"):  # bits first: the command line adds their mode
             value = getattr(self, f.name)
             if not self.quantizes and f.name in _OF_INT8 and value not in (f.default, {}):
                 said, hint = f"is {value!r}, which does not go with", f"leave it out of {self.precision}"

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import parser
 
 from onnxshot.cli import early_signals
 
@@ -55,6 +57,33 @@ def test_told_to_end_while_it_imports_it_says_one_line(
     out, told = process.communicate(timeout=30)
     assert (process.returncode, out) == (128 + number, "")
     assert told == f"error: {said}; nothing is half written\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")]
+)
+def test_a_signal_that_an_import_makes_an_error_of_is_still_one(
+    number: signal.Signals, said: str, tmp_path: Path
+) -> None:
+    """As compiled libraries do; ONNX Runtime is imported late."""
+    flag, library = tmp_path / "flag", tmp_path / "path" / "onnxruntime"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(flag)!r}).touch()\ntry:\n    time.sleep(60)\n"
+        "except BaseException as e:\n    raise ImportError('initialization failed') from e\n"
+    )
+    onnx.save(parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) '
+                                 "{ y = Relu(x) }"), tmp_path / "m.onnx")  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxshot", "bench", "m.onnx"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": f"{library.parent}{os.pathsep}{ROOT}"}, cwd=tmp_path,
+    )  # fmt: skip
+    while not flag.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (128 + number, f"error: {said}; nothing is half written\n")
 
 
 def test_a_library_leaves_the_handlers_of_its_user_alone() -> None:

@@ -58,3 +58,8 @@ def test_a_bad_value_is_refused_with_what_is_allowed(values: dict[str, Any]) -> 
         Recipe.from_dict(values)
     assert caught.value.exit_code == 2
     assert caught.value.hint
+
+
+def test_bits_are_blamed_before_the_mode_that_comes_with_them() -> None:
+    with pytest.raises(UsageError, match=r"bits is 4, which does not go with precision"):
+        Recipe(precision="fp16", mode="weights", bits=4)
