@@ -24,7 +24,7 @@ from onnxshot.delivery.record import source_of
 from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
 from onnxshot.graph.save import Draft
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.report.values import Artifact
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
@@ -91,7 +91,8 @@ def quantize(
     place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:
         options["target"] = artifacts.target_of_artifact(emit, place) or ORT.name
-    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    over = with_mode(options) if recipe is None else options
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     target = target_named(recipe.target)
     formats = artifacts.formats_of(emit, place, target) if place is not None else (artifacts.ONNX,)
     if place is None and emit is not None:

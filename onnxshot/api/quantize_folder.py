@@ -21,7 +21,7 @@ from onnxshot.errors import OnnxshotError, in_place
 from onnxshot.files.atomic_write import aside
 from onnxshot.files.conflicts import Files
 from onnxshot.graph.load import load_model
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.report.report import Report
 from onnxshot.results.folder import FolderResult
 from onnxshot.settings import Settings, budgeted
@@ -71,7 +71,8 @@ def quantize_folder(
         >>> onnxshot.quantize_folder("whisper/", output="whisper-q8/", mode="weights").reports
     """
     settings = settings or Settings()
-    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    over = with_mode(options) if recipe is None else options
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     given = read_folder(Path(folder))
     loaded = {name: load_model(given.path / name) for name in given.models}
     half = any(map(form_names.is_half, loaded.values()))

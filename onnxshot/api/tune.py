@@ -27,7 +27,7 @@ from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
 from onnxshot.graph.model import data_suffix
 from onnxshot.planning.block_schemes import bits_of
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
@@ -85,7 +85,8 @@ def tune(
         >>> result.report.goal["reached"], result.report.goal["float_nodes"]
     """
     started = time.perf_counter()
-    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
+    over = with_mode(options) if recipe is None else options
+    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     settings, calib = settings or Settings(), _again(calib)
     for name in ("min_sqnr", "max_perplexity_rise"):
         if getattr(goal, name) is not None and isinstance(calib, str) and calib == "random":

@@ -19,7 +19,7 @@ from onnxshot.files.messages import shown
 from onnxshot.files.urls import file_name, has_glob, is_remote, is_web, redacted, unfolded
 from onnxshot.recipes.files import files_of, load_stages, read_values
 from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.recipes.stages import Stage, Stages
 from onnxshot.remote.copies import matches
 from onnxshot.targets import RUNTIMES, TARGETS
@@ -290,7 +290,8 @@ class _Reader:
             inside = ("stages", i, *recipe["stages"][i]) if isinstance(recipe, Mapping) and "stages" in recipe else ()
             above = (*place("recipe"), *inside)
             try:
-                overruled.append(Recipe.from_dict({**stage.to_dict(), **options}))
+                over = with_mode(options) if stage.mode == Recipe().mode else options
+                overruled.append(Recipe.from_dict({**stage.to_dict(), **over}))
             except BadKey as e:
                 tops = {p[0]: place(p[0]) if p[0] in options else (*above, p[0]) for p in (e.path, e.other) if p}
                 paths = [(*tops[p[0]], *p[1:]) for p in (e.path, e.other) if p]

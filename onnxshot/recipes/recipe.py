@@ -177,6 +177,11 @@ class Recipe(Plain):
         return "minmax" if self.method == "auto" and self.clip is False else self.method
 
 
+def with_mode(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Plain values of a recipe, with mode weights where they give bits and no mode: bits are of weights in blocks."""
+    return {"mode": "weights", **values} if values.get("bits") is not None and "mode" not in values else values
+
+
 def _is_ratio(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 

@@ -11,7 +11,7 @@ from onnxshot.files.messages import shown
 from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.recipes.keys import BadKey, is_number, refuse, texts
 from onnxshot.recipes.plain_values import Plain
-from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe import Recipe, with_mode
 
 CHANNELS = "channels"
 """The pattern of `prune` that stands for a shrink stage."""
@@ -247,7 +247,7 @@ class Stages:
             BadKey: a key or value is wrong. The message names its path, such as stages[0].prune.sparsity.
         """
         if "stages" not in values:
-            return cls((Recipe.from_dict(values),))
+            return cls((Recipe.from_dict(with_mode(values)),))
         beside = [key for key in values if key != "stages"]
         if beside:
             raise BadKey((beside[0],), "is given beside", "put it into one of them", ("stages",))
@@ -273,7 +273,7 @@ def _stage(number: int, item: Any) -> Stage:
             return _cut(values)
         if name == HALF:
             return Recipe.from_dict({"precision": "fp16", **values})
-        return KINDS[name].from_dict(values)
+        return KINDS[name].from_dict(with_mode(values) if KINDS[name] is Recipe else values)
     except BadKey as e:
         raise e.under(*where, name) from e
 

@@ -55,6 +55,7 @@ def test_a_model_from_texts_has_the_bytes_of_one_from_arrays_of_their_ids(model:
 def test_where_samples_were_given_the_advice_is_not_to_give_some(model: Path, tmp_path: Path) -> None:
     texts = written(TEXTS, tmp_path / "t.txt")
     recipe = Recipe(mode="weights", bits=4, effort="fast")
+    assert onnxshot.quantize(model, bits=4, effort="fast", settings=QUIET).report.recipe == recipe.to_dict()
     assert "--no-verify" in onnxshot.quantize(model, texts, recipe=recipe, settings=QUIET).report.next_step()
     assert "--calib DATA" in onnxshot.quantize(model, recipe=recipe, settings=QUIET).report.next_step()
 

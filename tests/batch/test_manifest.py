@@ -70,6 +70,16 @@ def test_options_of_defaults_do_not_overrule_the_recipe_of_an_entry_but_its_own_
     assert four.stages == Stages((Recipe(effort="best", grid=True),))
 
 
+def test_bits_of_an_entry_mean_weights_in_blocks_where_nothing_names_a_mode(tmp_path: Path) -> None:
+    entries = [
+        {"model": "a.onnx", "bits": 4}, {"model": "b.onnx", "recipe": {"bits": 8}},
+        {"model": "c.onnx", "bits": 8, "recipe": {"mode": "auto"}},
+    ]  # fmt: skip
+    found = load_manifest(written(tmp_path, {"models": entries, "output": "out"})).entries
+    wanted = [Recipe(mode="weights", bits=4), Recipe(mode="weights", bits=8), Recipe(mode="auto", bits=8)]
+    assert [entry.stages.stages for entry in found] == [(recipe,) for recipe in wanted]
+
+
 def test_a_glob_is_many_models_named_after_what_differs(tmp_path: Path) -> None:
     for name in ("b.onnx", "a.onnx", "x/model.onnx", "y/model.onnx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -119,3 +119,12 @@ def test_a_list_that_makes_no_sense_is_refused(values: dict[str, Any], said: str
     with pytest.raises(UsageError) as caught:
         Stages.from_dict(values)
     assert said in caught.value.message
+
+
+def test_bits_mean_weights_in_blocks_where_no_mode_is_given() -> None:
+    wanted = Recipe(mode="weights", bits=4)
+    assert Stages.from_dict({"bits": 4}).stages == (wanted,)
+    assert Stages.from_dict({"stages": [{"quantize": {"bits": 4}}]}).stages == (wanted,)
+    assert Stages.from_dict({"bits": 4, "mode": "auto"}).stages == (Recipe(mode="auto", bits=4),)
+    with pytest.raises(UsageError, match="bits is 4, which does not go with mode"):
+        Stages.from_dict({"bits": 4, "mode": "static"})
