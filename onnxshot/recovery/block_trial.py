@@ -84,10 +84,11 @@ class Trial:
         got: inputs in the quantized network.
         wanted: inputs in the float network.
         corrects: whether biases are corrected, so that products with one need not keep the mean of their outputs.
+        retargets: whether weights may first be changed for the inputs of the quantized network.
     """
 
-    def __init__(self, got: Inputs, wanted: Inputs, *, corrects: bool = True) -> None:
-        self._got, self._wanted, self._corrects = got, wanted, corrects
+    def __init__(self, got: Inputs, wanted: Inputs, *, corrects: bool = True, retargets: bool = False) -> None:
+        self._got, self._wanted, self._corrects, self._retargets = got, wanted, corrects, retargets
         columns, size = got.product.inputs, got.product.size
         afford = math.isqrt(memory.budget() // (_MOMENTS_SHARE * _MOMENT_BYTES))
         whole = -(-columns // size)  # blocks
@@ -133,7 +134,7 @@ class Trial:
                 way: self._db(some, self._tried(product, some, *way, scales), centred=centred)
                 for way in ([(share, False) for share in self._suggested] if known is None else [known])
             }
-            if known is None and self.parts == 1:
+            if known is None and self.parts == 1 and self._retargets:
                 way = (max(tried, key=lambda way: tried[way])[0], True)
                 tried[way] = self._db(some, self._tried(product, some, *way, scales), centred=centred)
         except (NotFinite, np.linalg.LinAlgError):  # the caller's own error names the weight
