@@ -26,7 +26,7 @@ from onnxshot.stages.improve_plan import FinalPlan
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
 
-_LARGE_BYTES = 1 << 30  # of float weights: rounding those takes about four minutes of one core, and twice that both ways
+_LARGE_BYTES = 1 << 30  # of float weights: rounding those takes about four minutes of one core, both ways eight
 _GENERATED_SHRINKAGE = 0.4  # least error on sentences and tokens of minilm and Whisper's decoder, of 0.3, 0.4, 0.5, 0.9
 _MOST = 1024  # samples that may be learned from; those that are enough are chosen by their rows
 
@@ -75,7 +75,7 @@ def _by_generated(final: FinalPlan) -> FinalPlan:
         return final
     if not found.layers:
         return final
-    note = f"no samples were given: weights of {len(found.layers)} products were rounded by {words}"
+    note = f"no real samples were given: weights of {len(found.layers)} products were rounded by {words}"
     plan = replace(plan, rounded=as_planned(found))
     return replace(final, plan=plan, notes=(*final.notes, f"{note}; real ones are better: --calib DATA"))
 
