@@ -15,14 +15,12 @@ from onnxshot.graph import Constant, Model, Node, Tensor, edit
 from onnxshot.graph.integer_ops import FORMS
 from onnxshot.graph.ops import channel_axis, op_of
 from onnxshot.maths.affine import INT4, INT8, PerChannel, PerTensor, QuantScheme
-from onnxshot.planning.block_schemes import bits_of, block_plan, stored_twice
+from onnxshot.planning.block_schemes import block_plan, stored_twice
 from onnxshot.planning.int8_or_float import Decisions
 from onnxshot.planning.keep_trained_scales import activation_params, kept_activations, weight_params
-from onnxshot.planning.node_mode import is_weighted
 from onnxshot.planning.plan import (
     DEQUANTIZED,
     DYNAMIC,
-    FLOAT,
     FOLDED,
     GATHERED,
     STATIC,
@@ -31,6 +29,7 @@ from onnxshot.planning.plan import (
     TensorPlan,
     WeightPlan,
 )
+from onnxshot.planning.plan_notes import plan_notes
 from onnxshot.planning.qdq_overhead import too_small
 from onnxshot.planning.scales import Evidence, with_params
 from onnxshot.planning.schemes import schemes
@@ -137,7 +136,7 @@ class _Planner:
             kept = kept_activations(self.trained, tensors, self.model.tensors())
             self._split_fused_relus(kept, tensors)
             self._keep_weights(kept, planned)
-        notes = self._notes(planned)
+        notes = plan_notes(made, self.target, planned)
         stored = {}
         if not self.trained:
             stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.excluded)
@@ -288,33 +287,6 @@ class _Planner:
         gathers = node.op == "Gather" and not self.target.gathers_floats
         form = GATHERED if gathers else FOLDED if folds else DEQUANTIZED
         return WeightPlan(slot, scheme, recipe.weight_method, form)
-
-    def _notes(self, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
-        """Notes on weights that cannot be int4, and on layers whose mode is not the one that the recipe asks for."""
-        notes = []
-        asked = [self.made.asked.of(n) for n in self.made.slot if n in self.made.how]
-        in_4_bits = [recipe for recipe in asked if bits_of(recipe) == 4]
-        others = len(in_4_bits) - sum(plan.scheme.dtype.bits == 4 for plan in planned.values())
-        if others:
-            name = self.target.weight.dtype.name
-            why = "blocks of 4 bits exist for products of matrices and tables"
-            whole = "" if self.target.block_operator else ", whose inputs divide into blocks"
-            notes.append(f"{others} of {len(in_4_bits)} weights are kept in {name}: {why}{whole}")
-        stored = [n for n, plan in planned.items() if plan.in_blocks and plan.form == FOLDED]
-        if stored:
-            bits = sorted({planned[name].scheme.dtype.bits for name in stored})
-            notes.append(
-                f"{len(stored)} weights such as that of {stored[0]!r} are stored in {' and '.join(map(str, bits))} "
-                "bits, and are floats from when the file is loaded: no kernel multiplies by them"
-            )
-        treated = {node: self.made.how.get(node, FLOAT) for node in self.made.asked.modes if is_weighted(node)}
-        unmet = [node for node, how in treated.items() if how != self.made.asked.modes[node]]
-        if unmet:
-            node, why = unmet[0], self.made.why.get(unmet[0], "")
-            said = f"{self.made.asked.modes[node]} for {node.label!r}, which is {treated[node]}"
-            which = f"{len(unmet)} of {len(treated)} layers do not have the mode that the recipe asks for"
-            notes.append(f"{which}: {said}{why and ': '}{why}")
-        return tuple(notes)
 
     def _split_fused_relus(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
         """Give a fused Relu or Clip a Q/DQ pair on its input too, if the trained zero point is not the lowest integer.
