@@ -194,7 +194,8 @@ def quantize(
             sink.send(values)
         _refuse_slow(made.reports, require_faster)
         return
-    places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), recipe.precision)
+    kind = recipe.precision if recipe.bits is None else f"int{recipe.bits}"
+    places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), kind)
     if goal is not None and set(emit_options.split_commas(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime only", "run onnxshot emit on the result")
     how: dict[str, Any] = {"emit": emit_options.split_commas(emit)} if goal is None else {"goal": goal}
