@@ -50,7 +50,9 @@ def sound_paths(source: object, in_folder: Callable[[Path], list[Path]]) -> list
         if path.suffix.lower() in SOUNDS and path.is_file():
             return [path]
         return in_folder(path) if path.is_dir() else []
-    given = source if isinstance(source, list | tuple) else ()
+    given: Sequence[object] = ()
+    if isinstance(source, list | tuple) and type(source) in (list, tuple):  # a class of the user may have no length
+        given = source
     paths = [Path(one) for one in given if isinstance(one, str | Path) and str(one).lower().endswith(SOUNDS)]
     return paths if len(paths) == len(given) else []
 

@@ -130,7 +130,7 @@ data("a key less", "#2", "'x'")(lambda _: [row(0), row(1), {"ids": row()["ids"]}
 data("keys that are no text", "#0")(lambda _: [{1: row()["ids"], 2: row()["x"]}])
 data("samples without names", "#0", "ndarray")(lambda _: [np.ones((1, 4), np.float32)])
 data("tuples", "#0", "tuple")(lambda _: [(row()["ids"], row()["x"])])
-data("text in place of samples", "#0", "str")(lambda _: ["ids", "x"])
+data("text in place of samples", "'x'", "a text does not tell it")(lambda _: ["ids", "x"])
 data("a mapping that raises", "LookupError", "malformed_data.py:")(lambda _: [Broken()])
 data("columns that raise", "LookupError", "malformed_data.py:")(lambda _: Broken())
 data("columns of different shapes", "'ids'", "[1, 2]", "[1, 3]")(
