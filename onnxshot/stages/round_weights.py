@@ -26,7 +26,7 @@ from onnxshot.stages.improve_plan import FinalPlan
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
 
-_LARGE_BYTES = 1 << 30  # of float weights: rounding those takes about four minutes of one core, both ways eight
+_LARGE_BYTES = 1 << 30  # of float weights: rounding those takes about four minutes of one core
 _GENERATED_SHRINKAGE = 0.4  # least error on sentences and tokens of minilm and Whisper's decoder, of 0.3, 0.4, 0.5, 0.9
 _MOST = 1024  # samples that may be learned from; those that are enough are chosen by their rows
 
@@ -84,13 +84,11 @@ def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed], shrinkage: fl
     """Round the weights in blocks of a plan of a prepared model; `shrinkage` as in `rounded_weights`."""
     model, everywhere = prepared.model, prepared.target.everywhere
     kinds = {c.name: weights.elem_type(c) if everywhere else scale_type(c) for c in model.constants()}
-    affordable = prepared.recipe.effort == "best" or model.weight_bytes() <= _LARGE_BYTES
     # DequantizeLinear is read by tools, and by this one, that take a negative scale for an error.
     signed = uses_operator(prepared.target, prepared.recipe) and prepared.recipe.block != CHANNEL
     ties = {other.name: table.name for table, other, _ in ties_of(model, model.tied) if other is not table}
     return rounded_weights(
         LeanModel.of(model), plan, feeds, prepared.settings, ties=ties, shrinkage=shrinkage,
-        retargets=(False, True) if affordable and shrinkage is None else (False,),
         scales=lambda name: Scales(helper.tensor_dtype_to_np_dtype(kinds[name]), signed=signed),
     )  # fmt: skip
 
