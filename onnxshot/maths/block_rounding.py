@@ -244,46 +244,6 @@ def _panels(block: slice) -> Iterator[slice]:
         yield slice(start, min(start + _PANEL, block.stop))
 
 
-def retargeting(
-    cross: NDArray[np.floating],
-    moments: NDArray[np.floating],
-    rows: int | None = None,
-    *,
-    shrinkage: float | None = None,
-) -> Floats:
-    """Return the matrix T for which a layer's weights W + W T give the float layer's outputs from other inputs.
-
-    They minimize E[|W x - (W + W T) y|**2] with x the float network's inputs and y the quantized network's, and a
-    pull towards W. With few rows, the difference x - y is mostly chance to a weight: its moments with y, and those of
-    pairs of y, are shrunk as in `spread_of`. Without that, the result is worse than W on other rows.
-
-    Args:
-        cross: E[x y'] [K, K]: float inputs along axis 0, quantized inputs along axis 1.
-        moments: E[y y'] [K, K], the second moments that `spread_of` takes, over the same rows.
-        rows: number of rows of the sums; None if they are taken as they are.
-        shrinkage: the share by which they are shrunk, 0 to 1; None for the one of `rows`.
-
-    Returns:
-        The matrix [K, K]; zeros if it would not be finite.
-
-    Source: Li et al. 2025 (GPTAQ), section 3, solved for all columns at once.
-    """
-    inputs = len(moments)
-    share = _share(inputs, rows) if shrinkage is None else shrinkage
-    shrunk = _shrunk(moments, np.arange(inputs), share)
-    change = (cross.astype(np.float64) - moments) * (1.0 - (share or 0.0))
-    with np.errstate(over="ignore"):
-        found = np.linalg.solve(shrunk, change.T).T.astype(np.float32)  # the moments are symmetric
-    return found if np.isfinite(found).all() else np.zeros_like(found)
-
-
-def retargeted(weight: NDArray[np.floating], matrix: Floats) -> NDArray[np.floating]:
-    """Return weights [N, K] changed by the matrix of `retargeting`; unchanged where they would not be finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = weight + weight @ matrix.astype(weight.dtype, copy=False)
-    return found if np.isfinite(found).all() else weight
-
-
 def _share(inputs: int, rows: int | None) -> float | None:
     """The share by which moments of some rows are shrunk."""
     return None if rows is None else shrinkage_for(inputs, rows)

@@ -8,7 +8,6 @@ learned from decide between several ways to round a product, one of them without
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,7 +94,6 @@ def rounded_weights(
     scales: ScalesOf = lambda name: Scales(),
     ties: Mapping[str, str] | None = None,
     shrinkage: float | None = None,
-    retargets: Sequence[bool] = (False,),
 ) -> BlockRounding:
     """Round the weights of a model that its plan puts in blocks.
 
@@ -113,8 +111,6 @@ def rounded_weights(
         ties: name of a product's weight -> name of the table with the same values, or their transpose.
         shrinkage: of all second moments towards their diagonal, 0 to 1, for samples that are not like real ones: then
             nothing else is learned from them, neither the error of earlier products nor biases. None to try several.
-        retargets: whether weights may first be changed for the inputs of the quantized network, which helps some models
-            by dB and costs others as much. Of several values, the one with the closer outputs is kept.
 
     Raises:
         ModelError: the model does not run.
@@ -128,20 +124,15 @@ def rounded_weights(
     tables = tables_of(model, plan)
     shared = {p.weight: table for p in products if (table := (ties or {}).get(p.weight, p.weight)) in tables}
     with KeptArrays() as kept:
-        best, closest = None, -math.inf
-        for way in retargets:
-            work = _Work(model, feeds, settings, scales, kept, shrinkage, way)
-            work.fit_tables(tables)
-            for group in groups:
-                work.round_group(group)
-                if settings.progress is not None:
-                    settings.progress("rounding weights", len(work.layers), len(products))
-            work.settle(products, {weight: table for weight, table in shared.items() if weight in work.found})
-            closeness = work.closeness() if len(retargets) > 1 else 0.0
-            if best is None or closeness > closest:
-                best, closest = work, closeness
-        assert best is not None
-        return BlockRounding(best.found, best.biases, tuple(best.layers), len(feeds))
+        means = shrinkage is None and any(product.bias for product in products)
+        work = _Work(model, feeds, settings, scales, kept, means, shrinkage)
+        work.fit_tables(tables)
+        for group in groups:
+            work.round_group(group)
+            if settings.progress is not None:
+                settings.progress("rounding weights", len(work.layers), len(products))
+        work.settle(products, {weight: table for weight, table in shared.items() if weight in work.found})
+        return BlockRounding(work.found, work.biases, tuple(work.layers), len(feeds))
 
 
 def _enough(model: LeanModel, first: Product, feeds: Feeds, threads: int) -> Feeds:
@@ -166,8 +157,8 @@ class _Work:
     settings: Settings
     scales: ScalesOf
     kept: KeptArrays
-    shrinkage: float | None  # None: also learn from the float network's inputs, of all samples
-    retargets: bool
+    means: bool  # whether means of the float network's inputs are needed, of all samples
+    shrinkage: float | None
     found: dict[str, BlockCodes] = field(init=False, default_factory=dict)
     biases: dict[str, Floats] = field(init=False, default_factory=dict)
     layers: list[LayerRounding] = field(init=False, default_factory=list)
@@ -179,8 +170,7 @@ class _Work:
     def __post_init__(self) -> None:
         self._division = Division.of(self.feeds, _ROWS)
         deciding = [self.feeds[number] for number in self._division.deciding]
-        taught = self.feeds if self.shrinkage is None else deciding
-        self._teacher = Walk(self.model, taught, self.settings.threads)
+        self._teacher = Walk(self.model, self.feeds if self.means else deciding, self.settings.threads)
         self._student = Walk(self.model, self.feeds, self.settings.threads)
 
     def fit_tables(self, tables: Mapping[str, QuantScheme]) -> None:
@@ -194,12 +184,12 @@ class _Work:
         """Round products that read the same tensor."""
         first = group[0]
         wanted, got = self._teacher.values(first.input), self._student.values(first.input)
-        numbers = range(len(self.feeds))
-        taught = numbers if self.shrinkage is None else self._division.deciding
+        numbers = range(len(self.feeds)) if self.means else self._division.deciding
         trials = [
             Trial(
-                Inputs(first, e, got, numbers, self._division), Inputs(first, e, wanted, taught, self._division),
-                corrects=self.shrinkage is None, retargets=self.retargets,
+                Inputs(first, e, got, range(len(self.feeds)), self._division),
+                Inputs(first, e, wanted, numbers, self._division),
+                corrects=self.shrinkage is None,
             )
             for e in range(first.experts)
         ]  # fmt: skip
@@ -217,7 +207,7 @@ class _Work:
             if choice.shrinkage is None:
                 parts += self._plain(table, product.scheme, name)
             else:
-                parts += trial.rounded(product, table, choice.shrinkage, choice.aimed, self.scales(name))
+                parts += trial.rounded(product, table, choice.shrinkage, self.scales(name))
         if all(choice.shrinkage is None for choice in choices) and name in self.found:  # a table, rounded already
             found = self.found[name]
         else:
@@ -260,10 +250,6 @@ class _Work:
             self.found[weight] = self.found[table] = best
             self._set(weight, stored[weight].stored(best))
             self._set(table, stored_floats(table, best, shape, transposed=False))
-
-    def closeness(self) -> float:
-        """SQNR in dB of the outputs of the student on the samples that decide."""
-        return self._measured([self._student_model()])[0]
 
     def _measured(self, models: Sequence[LeanModel]) -> list[float]:
         samples = [Sample(str(number), dict(self.feeds[number])) for number in self._division.deciding]

@@ -133,23 +133,6 @@ class Inputs:
         total /= max(count, 1)
         return total
 
-    def cross(
-        self, other: Inputs, centres: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    ) -> NDArray[np.float64]:
-        """E[x y'] [K, K] over the rows to learn from, with x these inputs and y the same rows of others.
-
-        Args:
-            other: inputs of the same product and samples, in another network.
-            centres: the points [K] about which moments of x and of y are taken; None for zero.
-        """
-        total, count = np.zeros((self.product.inputs, self.product.inputs)), 0
-        mine, theirs = (np.float32(0.0),) * 2 if centres is None else (c.astype(np.float32) for c in centres)
-        parts = zip(_batches(self._rows(checks=False)), _batches(other._rows(checks=False)), strict=True)
-        for rows, others in parts:
-            total += (rows - mine).T @ (others - theirs)
-            count += len(rows)
-        return total / max(count, 1)
-
     def _rows(self, *, checks: bool) -> Iterator[Floats]:
         for values, number in zip(self.values, self.samples, strict=True):
             at = self.division.rows(number, self.product.places(values.shape), checks=checks)

@@ -15,7 +15,7 @@ from onnxshot import memory
 from onnxshot.maths.affine import quantize
 from onnxshot.maths.bias_correction import shrunk_mean
 from onnxshot.maths.block_codes import BlockCodes
-from onnxshot.maths.block_rounding import Spread, retargeted, retargeting, round_blocks, shrinkage_for, spread_of
+from onnxshot.maths.block_rounding import Spread, round_blocks, shrinkage_for, spread_of
 from onnxshot.maths.block_scales import fit_blocks
 from onnxshot.maths.quant_scheme import NotFinite, QuantParams, QuantScheme
 from onnxshot.recovery.block_products import Product
@@ -23,7 +23,7 @@ from onnxshot.recovery.block_rows import Inputs
 
 Floats = NDArray[np.float32]
 
-_MOMENT_BYTES = 72  # that rounding takes for each of K * K second moments, and
+_MOMENT_BYTES = 48  # that rounding takes for each of K * K second moments, and
 _MOMENTS_SHARE = 2  # the share of the budget that it may take; inputs of products with more are rounded in parts
 _TRIED_OUTPUTS = 128  # outputs of a product that ways to round it are compared on
 _SLAB = 32 << 20  # bytes of a weight in float32 that are rounded at a time
@@ -37,7 +37,6 @@ class Choice:
 
     Attributes:
         shrinkage: of its second moments towards their diagonal, 0 to 1; None if it is rounded without data.
-        aimed: whether its weight was changed first, so that the inputs of the quantized network give the float outputs.
         db: SQNR of its outputs in dB on rows that were not learned from, given the inputs of the quantized network.
         plain_db: the same if it were rounded without data.
     """
@@ -45,7 +44,6 @@ class Choice:
     shrinkage: float | None
     db: float = math.nan
     plain_db: float = math.nan
-    aimed: bool = False
 
     @property
     def known(self) -> bool:
@@ -84,11 +82,10 @@ class Trial:
         got: inputs in the quantized network.
         wanted: inputs in the float network.
         corrects: whether biases are corrected, so that products with one need not keep the mean of their outputs.
-        retargets: whether weights may first be changed for the inputs of the quantized network.
     """
 
-    def __init__(self, got: Inputs, wanted: Inputs, *, corrects: bool = True, retargets: bool = False) -> None:
-        self._got, self._wanted, self._corrects, self._retargets = got, wanted, corrects, retargets
+    def __init__(self, got: Inputs, wanted: Inputs, *, corrects: bool = True) -> None:
+        self._got, self._wanted, self._corrects = got, wanted, corrects
         columns, size = got.product.inputs, got.product.size
         afford = math.isqrt(memory.budget() // (_MOMENTS_SHARE * _MOMENT_BYTES))
         whole = -(-columns // size)  # blocks
@@ -97,8 +94,7 @@ class Trial:
         self._slices = [slice(a, b) for a, b in zip(starts, [*starts[1:], columns], strict=True)]
         self._moments: dict[bool, NDArray[np.float64]] = {}
         self._spreads: dict[tuple[bool, int, float], Spread] = {}
-        self._aims: dict[tuple[bool, float], Floats] = {}
-        self._shrinkages: dict[bool, tuple[float, bool]] = {}
+        self._shrinkages: dict[bool, float] = {}
         self._rows = got.count()
         self._checks = wanted.checks(), got.checks()
 
@@ -131,18 +127,14 @@ class Trial:
             plain = self._db(some, scales.fitted(some, product.scheme).floats(), centred=centred)
             known = self._shrinkages.get(centred)
             tried = {
-                way: self._db(some, self._tried(product, some, *way, scales), centred=centred)
-                for way in ([(share, False) for share in self._suggested] if known is None else [known])
+                share: self._db(some, self._tried(product, some, share, scales), centred=centred)
+                for share in (self._suggested if known is None else (known,))
             }
-            if known is None and self.parts == 1 and self._retargets:
-                way = (max(tried, key=lambda way: tried[way])[0], True)
-                tried[way] = self._db(some, self._tried(product, some, *way, scales), centred=centred)
         except (NotFinite, np.linalg.LinAlgError):  # the caller's own error names the weight
             return Choice(None)
-        best = max(tried, key=lambda way: tried[way])
+        best = max(tried, key=lambda share: tried[share])
         self._shrinkages.setdefault(centred, best)
-        share, aimed = best
-        return Choice(share, tried[best], plain, aimed) if tried[best] > plain else Choice(None, plain, plain)
+        return Choice(best, tried[best], plain) if tried[best] > plain else Choice(None, plain, plain)
 
     @property
     def _suggested(self) -> list[float]:
@@ -150,16 +142,12 @@ class Trial:
         usual = shrinkage_for(columns, self._rows)
         return [min(usual * by, max(usual, _MOST_SHRUNK)) for by in _SHRINKAGES]
 
-    def rounded(
-        self, product: Product, table: NDArray[Any], shrinkage: float, aimed: bool, scales: Scales
-    ) -> Iterator[BlockCodes]:
-        """Yield the integers of a weight [N, K], some rows at a time; `shrinkage` and `aimed` as in `Choice`."""
+    def rounded(self, product: Product, table: NDArray[Any], shrinkage: float, scales: Scales) -> Iterator[BlockCodes]:
+        """Yield the integers of a weight [N, K], some rows at a time."""
         if self.parts == 1:
             spread = self._spread(slice(0, product.inputs), product, shrinkage)
             for rows in slabs(table.shape):
                 part = np.ascontiguousarray(table[rows], np.float32)
-                if aimed:
-                    part = retargeted(part, self._aim(shrinkage, centred=self._centred(product)))
                 yield BlockCodes.of(*scales.rounded(part, spread, product.scheme))
             return
         found = []
@@ -171,19 +159,11 @@ class Trial:
         scale, zero = (np.concatenate([getattr(p, n) for _, p in found], axis=1) for n in ("scale", "zero_point"))
         yield BlockCodes.of(codes, QuantParams(product.scheme, scale, zero))
 
-    def _tried(self, product: Product, some: Floats, shrinkage: float, aimed: bool, scales: Scales) -> Floats:
-        return BlockCodes.joined(self.rounded(product, some, shrinkage, aimed, scales)).floats()
+    def _tried(self, product: Product, some: Floats, shrinkage: float, scales: Scales) -> Floats:
+        return BlockCodes.joined(self.rounded(product, some, shrinkage, scales)).floats()
 
     def _centred(self, product: Product) -> bool:
         return self._corrects and bool(product.bias)
-
-    def _aim(self, shrinkage: float, *, centred: bool) -> Floats:
-        key = (centred, shrinkage)
-        if key not in self._aims:
-            wanted, got = (means.mean(axis=0) for means in self.means)
-            cross = self._wanted.cross(self._got, (wanted, got) if centred else None)
-            self._aims[key] = retargeting(cross, self._second(centred=centred), shrinkage=shrinkage)
-        return self._aims[key]
 
     def _spread(self, columns: slice, product: Product, shrinkage: float) -> Spread:
         centred = self._centred(product)
@@ -191,13 +171,10 @@ class Trial:
             return spread_of(self._of(columns, centred=centred), product.size, shrinkage=shrinkage)
         key = (centred, product.size, shrinkage)
         if key not in self._spreads:
-            self._spreads[key] = spread_of(self._second(centred=centred), product.size, shrinkage=shrinkage)
+            if centred not in self._moments:
+                self._moments[centred] = self._of(columns, centred=centred)
+            self._spreads[key] = spread_of(self._moments[centred], product.size, shrinkage=shrinkage)
         return self._spreads[key]
-
-    def _second(self, *, centred: bool) -> NDArray[np.float64]:
-        if centred not in self._moments:
-            self._moments[centred] = self._of(slice(0, self._got.product.inputs), centred=centred)
-        return self._moments[centred]
 
     def _of(self, columns: slice, *, centred: bool) -> NDArray[np.float64]:
         return self._got.moments(columns, self.means[1].mean(axis=0) if centred else None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxshot.maths.affine import dequantize, quantize
-from onnxshot.maths.block_rounding import retargeted, retargeting, round_blocks, spread_of
+from onnxshot.maths.block_rounding import round_blocks, spread_of
 from onnxshot.maths.block_scales import fit_blocks
 from onnxshot.maths.quant_scheme import INT4, INT8, UINT4, UINT8, NotFinite, PerBlock, QuantScheme
 
@@ -180,44 +180,3 @@ def test_what_is_refused() -> None:
     moments[2, 3] = np.inf
     with pytest.raises(NotFinite):
         spread_of(moments, 16)
-
-
-def test_retargeted_weights_are_the_ridge_solution() -> None:
-    rng = np.random.default_rng(5)
-    weight, x = rng.standard_normal((6, 12)), correlated(rng, 12)
-    y = x + 0.3 * rng.standard_normal(x.shape)
-    cross, moments = x.T @ y / len(x), y.T @ y / len(x)
-    found = retargeted(weight, retargeting(cross, moments))
-    extra = 0.01 * moments.diagonal().mean()
-    # Least squares over the rows (weight x, y), and rows that pull every weight towards its old value.
-    rows = np.concatenate([y / np.sqrt(len(y)), np.sqrt(extra) * np.eye(12)])
-    aims = np.concatenate([x @ weight.T / np.sqrt(len(y)), np.sqrt(extra) * weight.T])
-    expected = np.linalg.lstsq(rows, aims, rcond=None)[0].T
-    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.allclose(retargeted(weight, retargeting(moments, moments)), weight)
-
-
-def test_with_few_rows_retargeted_weights_are_pulled_back() -> None:
-    rng = np.random.default_rng(9)
-    weight = rng.standard_normal((8, 60))
-
-    def rows(count: int) -> tuple[Floats, Floats]:
-        x = correlated(np.random.default_rng(10), 60, 4000)[rng.integers(0, 4000, count)]
-        return x, 0.9 * x + 0.2 * rng.standard_normal(x.shape)
-
-    (x, y), (judge_x, judge_y) = rows(70), rows(4000)
-    cross, moments = x.T @ y / len(x), y.T @ y / len(x)
-
-    def left(found: Floats) -> float:
-        return float(np.square(judge_x @ weight.T - judge_y @ found.T).sum())
-
-    few = left(retargeted(weight, retargeting(cross, moments, len(x))))
-    assert few < left(weight)
-    assert few < left(retargeted(weight, retargeting(cross, moments, shrinkage=0.0)))
-    assert np.allclose(retargeted(weight, retargeting(cross, moments, shrinkage=1.0)), weight)
-
-
-def test_retargeted_weights_that_are_not_finite_are_left() -> None:
-    weight, moments = np.full((1, 2), 1e30, np.float32), np.eye(2)
-    assert (retargeted(weight, retargeting(moments * 1e20, moments)) == weight).all()
-    assert (retargeting(moments * 1e60, moments) == 0).all()

@@ -236,12 +236,3 @@ def test_a_walk_reads_constants_that_are_computed() -> None:
     walk.set("table", Constant("table", ComputedValues(doubled.shape, doubled.dtype, lambda: doubled)))
     assert np.allclose(walk.values("x")[0], 2 * before)
     assert np.array_equal(walk.constant("table"), doubled)
-
-
-def test_of_several_ways_the_one_with_closer_outputs_is_kept() -> None:
-    proto, feeds = small_decoder(), token_feeds(16)
-    model, plan = LeanModel.of(proto), _plan(proto)
-    ways = [rounded_weights(model, plan, feeds, Settings(), retargets=(way,)) for way in (False, True)]
-    both = rounded_weights(model, plan, feeds, Settings(), retargets=(False, True))
-    codes = [{name: found.read()[0].tobytes() for name, found in one.weights.items()} for one in (*ways, both)]
-    assert codes[2] in codes[:2]
