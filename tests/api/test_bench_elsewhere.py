@@ -86,7 +86,7 @@ def test_an_interpreter_that_does_not_answer(net: Path, tmp_path: Path, script: 
 
 
 def test_an_environment_without_onnxruntime(net: Path, tmp_path: Path) -> None:
-    """-S: no site-packages. What is asked of a real interpreter that has none."""
+    """-S: no installed package is found. What is asked of a real interpreter that has none."""
     bare = program(tmp_path, f'exec {sys.executable} -S "$@"')
     with pytest.raises(TargetError, match=r"No module named .* pip install onnxruntime numpy"):
         bench_in(bare, [net], FEEDS)

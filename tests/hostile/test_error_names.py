@@ -29,7 +29,7 @@ def test_a_file_aside_is_called_by_the_place_it_will_have(tmp_path: Path) -> Non
 
 
 def test_a_file_aside_with_a_relative_path_leaves_the_words_in_front_of_it() -> None:
-    path = ".a b.onnx.onnxshot-abcdefg1.part/work/a b.onnx"
+    path = Path(".a b.onnx.onnxshot-abcdefg1.part") / "work" / "a b.onnx"
     assert in_place(f"{path} does not load: Load model from {path} failed") == (
         "a b.onnx does not load: Load model from a b.onnx failed"
     )
