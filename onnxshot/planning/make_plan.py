@@ -139,7 +139,7 @@ class _Planner:
         notes = plan_notes(made, self.target, planned)
         stored = {}
         if not self.trained:
-            stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.excluded)
+            stored = stored_weights(self.model, self.target, self.recipe, made.how, made.asked.untouched)
         nodes = tuple(with_storage_notes(self.model, made.plans(), stored))
         return Plan(
             self.target.name, self.recipe.mode, nodes, watched, tensors, planned, notes=notes, kept=kept, stored=stored

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from onnxshot.graph import Model, Node
 from onnxshot.planning.name_patterns import match_nodes
-from onnxshot.planning.plan import FLOAT, WEIGHTS
+from onnxshot.planning.plan import FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
 
@@ -15,7 +15,8 @@ class NodeRecipes:
     """The recipe of each node of one model.
 
     Attributes:
-        excluded: node -> skip reason, for nodes that the user leaves in float.
+        excluded: node -> skip reason, for nodes that the recipe leaves in float.
+        stored: those of them whose weights may be stored in 8 bits.
         forced: nodes that the user wants quantized even if that does not pay.
 
     Raises:
@@ -33,11 +34,17 @@ class NodeRecipes:
             for node in match_nodes(model, (pattern,), "the pattern of layers"):
                 before = self._rules.get(node)
                 self._rules[node] = replace(before, **rule.given) if before is not None else rule
+        self.stored = {node for node, rule in self._rules.items() if rule.mode == STORED and node not in excluded}
         for node, rule in self._rules.items():
-            if rule.mode == FLOAT:
+            if rule.mode in (FLOAT, STORED):
                 self.excluded.setdefault(node, "the recipe's layers say float")
             elif rule.mode is not None:
                 self.forced.add(node)
+
+    @property
+    def untouched(self) -> set[Node]:
+        """The excluded nodes whose weights are not changed."""
+        return self.excluded.keys() - self.stored
 
     def of(self, node: Node) -> Recipe:
         """The recipe of this node, with all rules of `layers` that match it applied. Later rules win."""
@@ -62,7 +69,7 @@ class NodeRecipes:
 
 def under_rule(recipe: Recipe, rule: LayerRule) -> Recipe:
     """The recipe with the settings of one rule of `layers` applied."""
-    own = {key: value for key, value in rule.given.items() if (key, value) != ("mode", FLOAT)}
+    own = {key: value for key, value in rule.given.items() if key != "mode" or value not in (FLOAT, STORED)}
     if own.get("mode", WEIGHTS) != WEIGHTS:  # blocks exist in no other mode
         recipe = replace(recipe, bits=None, block=None, asymmetric=None)
     return replace(recipe, layers={}, **own)

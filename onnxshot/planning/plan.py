@@ -25,10 +25,12 @@ integers into floats, which the runtime computes once, when it loads the file.
 """
 
 STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
+STORED = "stored"
 """Modes of a node.
 
 static: int8 with calibrated activation scales. dynamic: int8 with activation scales computed at run time. weights: only
 the weight is quantized, the node computes in float. half: the node computes in float16 or bfloat16. float: unchanged.
+A recipe may ask for "stored" too: float, with a weight that `Plan.stored` holds where the target has such a form.
 """
 
 
