@@ -32,8 +32,8 @@ _SMALL_COUNTS = ("Log", "Atan", "Sqrt")  # operators behind which small values m
 _MEANS = ("GlobalAveragePool", "ReduceMean", "ReduceSum")
 _GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Clip", "Relu")
 _ACTIVATIONS = frozenset(
-    {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Erf", "Softmax",
-     "Softplus", "Mish", "Swish"}
+    {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Erf",
+     "Softmax", "Softplus", "Mish", "Swish"}
 )  # fmt: skip
 _AS_THEY_ARE = ("Relu", "Clip", "LeakyRelu", "Dropout", "Cast")  # a residual stream goes on behind these
 

@@ -43,7 +43,7 @@ def test_what_a_log_is_computed_from_is_a_front_end() -> None:
     )
     found = kinds(case)
     (front,) = found["front end"]
-    ready, plan = planned(case)
+    ready, _ = planned(case)
     (first,) = [node.label for node in ready.graph.nodes if node.outputs[0].name == "s"]
     assert first in front.nodes
     others = {label for kind, groups in found.items() if kind != "front end" for g in groups for label in g.nodes}
