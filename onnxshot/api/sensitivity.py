@@ -67,7 +67,7 @@ class Sensitivity:
     Attributes:
         input: path of the model.
         recipe: what was asked for, as plain values.
-        sqnr_db: SQNR in dB of the outputs with all nodes quantized, on the same samples.
+        sqnr_db: SQNR in dB with all nodes quantized, on the same samples, each output relative to its own scale.
         samples: how many calibration samples each figure was measured on.
         nodes: one row per node; the node whose quantization costs most accuracy comes first.
         seconds: duration of the measurement.

@@ -59,8 +59,8 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     Figures come from the runtime of the target if it is installed, else from ONNX Runtime.
 
     Returns:
-        outputs ({file, bytes, sha256} each), sqnr_db, latency, int8_macs_share, drop (None without an evaluation
-        function), and report_verdict.
+        outputs ({file, bytes, sha256} each), sqnr_db (of the worst output), latency, int8_macs_share, drop (None
+        without an evaluation function), and report_verdict.
 
     Raises:
         OnnxshotError: as `quantize`, `compress` and `emit` do.
@@ -94,7 +94,7 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
     best = artifacts[-1]
     return {
         "outputs": _outputs(folder),
-        "sqnr_db": best.sqnr_db if best.sqnr_db is not None else report.sqnr_db,
+        "sqnr_db": best.sqnr_db if best.sqnr_db is not None else report.worst_db,
         "latency": best.latency or report.latency,
         "int8_macs_share": best.int8_macs_share if best.int8_macs_share is not None else report.int8_macs_share,
         "drop": drop,
@@ -120,7 +120,7 @@ def measured_folder(cell: Cell, folder: Path, settings: Settings) -> dict[str, A
     reports = list(result.reports.values())
     largest = max(reports, key=lambda report: report.input_bytes)
     verdicts = sorted((report.verdict for report in reports), key=lambda verdict: _LEVELS.index(verdict.level))
-    figures = [report.sqnr_db for report in reports if report.sqnr_db is not None]
+    figures = [db for report in reports if (db := report.worst_db) is not None]
     return {
         "outputs": _outputs(folder),
         "sqnr_db": min(figures, default=None),

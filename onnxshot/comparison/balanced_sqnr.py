@@ -3,7 +3,8 @@
 The SQNR over all samples and outputs is what reports show. It is a poor guide for choices: one loud output hides the
 others, and most of the noise comes from one or two samples. The mean of the samples' SQNR in dB is a poor guide too, if
 some samples hold almost nothing, such as pictures without text for a text detector. Therefore each output counts
-relative to its own scale, and each sample by the root mean square of its outputs.
+relative to its own scale, and each sample by the root mean square of its outputs. Samples that hold next to nothing do
+not count at all. Outputs that are the same on all samples add nothing to what a sample holds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ Sums = Mapping[str, SqnrSum]
 """Signal and noise energy by output name."""
 
 _MOST_DB = 100.0  # limit per sample: an exact sample must not outweigh all others
-_LEAST = 1e-6  # floor of an output's energy, relative to the loudest output's
+_LEAST = 2.0**-46
+"""Floor of an output's energy per value, relative to the loudest output's: the square of a rounding error of float32.
+
+What is quieter may be the rounding error of values as large as the loudest output's.
+"""
+_SILENT = 1 / 128
+"""Samples quieter than this share of the loudest sample, by root mean square, do not count.
+
+It is one step of 8 bits: of a model whose ranges cover the loudest sample, a quieter one is no more than rounding.
+"""
 
 
 def add_output(total: SqnrSum, wanted: NDArray[Any], got: NDArray[Any]) -> None:
@@ -62,6 +72,19 @@ def balanced_db(outputs: Sums) -> float:
     return _db(float(signal[0]), float(noise[0]))
 
 
+def worst_db(outputs: Sums) -> float:
+    """SQNR in dB of all outputs together, or of the worst output, whichever is lower.
+
+    It is what the verdict of a report goes by. Outputs that are no more than rounding errors of louder ones are not
+    looked at alone.
+    """
+    total = SqnrSum()
+    for one in outputs.values():
+        total.join(one)
+    least = _LEAST * max((_power(one) for one in outputs.values()), default=0.0)
+    return min([total.db, *(one.db for one in outputs.values() if _power(one) > least)])
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateError:
     """The error of a candidate: signal and noise of each float output on each sample."""
@@ -77,6 +100,16 @@ class CandidateError:
         return total
 
     @property
+    def worst_db(self) -> float:
+        """SQNR in dB over all samples, of all outputs together or of the worst one, whichever is lower."""
+        return worst_db(joined(self.samples))
+
+    @property
+    def balanced_db(self) -> float:
+        """SQNR in dB over all samples, in which each output counts relative to its own scale."""
+        return balanced_db(joined(self.samples))
+
+    @property
     def each_db(self) -> tuple[float, ...]:
         """SQNR in dB of each sample, outputs relative to their own scales; _MOST_DB at most."""
         return tuple(min(_db(s, n), _MOST_DB) for s, n in zip(*_balanced(self.samples), strict=True))
@@ -86,11 +119,14 @@ class CandidateError:
         """Weight of each sample, 0..1: the root mean square of its outputs relative to the loudest sample's.
 
         This lies between equal weights, where almost empty samples decide, and weights by energy, where one or two do.
+        A sample that holds next to nothing has weight 0.
         """
         held = _balanced(self.samples)[0]
         loudest = held.max(initial=0.0)
-        weights: Floats = np.sqrt(held / loudest) if loudest > 0 else np.ones_like(held)
-        return weights
+        if not loudest > 0:
+            return np.ones_like(held)
+        level: Floats = np.sqrt(held / loudest)
+        return np.where(level < _SILENT, 0.0, level)
 
     @property
     def typical_db(self) -> float:
@@ -106,17 +142,49 @@ class CandidateError:
         return CandidateError((*self.samples, *other.samples))
 
 
+def noise_shares(outputs: Sums) -> Floats:
+    """Noise energy over signal energy of each output.
+
+    That of an output that holds next to nothing is relative to the loudest output.
+    """
+    signal, noise, counts = _tables([outputs])
+    shares: Floats = (noise / _scales(signal, counts))[0]
+    return shares
+
+
 def _balanced(samples: Sequence[Sums]) -> tuple[Floats, Floats]:
-    """Signal [n] and noise [n] of each sample, each output divided by its signal over all samples."""
+    """Signal [n] and noise [n] of each sample, each output divided by its scale.
+
+    Of outputs that are the same on all samples, only the noise counts: what they hold tells no samples apart.
+    """
+    signal, noise, counts = _tables(samples)
+    scales = _scales(signal, counts)
+    varies = (signal != signal[:1]).any(axis=0)
+    varies |= ~varies.any()
+    return (signal / scales)[:, varies].sum(axis=1), (noise / scales).sum(axis=1)
+
+
+def _scales(signal: Floats, counts: Floats) -> Floats:
+    """The signal [outputs] of each output over all samples; of one that holds next to nothing, the loudest one's."""
+    own, count = signal.sum(axis=0), counts.sum(axis=0)
+    loudest = (own / np.maximum(count, 1.0)).max(initial=0.0) * count
+    scales: Floats = np.where(own > _LEAST * loudest, own, loudest)
+    scales[scales == 0] = 1.0
+    return scales
+
+
+def _tables(samples: Sequence[Sums]) -> tuple[Floats, Floats, Floats]:
+    """Signal, noise and number of values: [samples, outputs] each."""
     names = list(dict.fromkeys(name for sums in samples for name in sums))
     nothing = SqnrSum()
-    found = [[sums.get(name, nothing) for name in names] for sums in samples]
-    signal = np.asarray([[one.signal for one in row] for row in found], np.float64).reshape(len(samples), len(names))
-    noise = np.asarray([[one.noise for one in row] for row in found], np.float64).reshape(len(samples), len(names))
-    scales = signal.sum(axis=0)
-    floor = _LEAST * scales.max(initial=0.0)
-    scales = np.maximum(scales, floor) if floor > 0 else np.ones_like(scales)
-    return (signal / scales).sum(axis=1), (noise / scales).sum(axis=1)
+    rows = [[sums.get(name, nothing) for name in names] for sums in samples]
+    found = np.asarray([[(one.signal, one.noise, one.count) for one in row] for row in rows], np.float64)
+    signal, noise, counts = np.moveaxis(found.reshape(len(samples), len(names), 3), -1, 0)
+    return signal, noise, counts
+
+
+def _power(one: SqnrSum) -> float:
+    return one.signal / one.count if one.count else 0.0
 
 
 def _db(signal: float, noise: float) -> float:

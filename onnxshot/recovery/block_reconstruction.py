@@ -254,7 +254,7 @@ class _Work:
     def _measured(self, models: Sequence[LeanModel]) -> list[float]:
         samples = [Sample(str(number), dict(self.feeds[number])) for number in self._division.deciding]
         found = measure_candidates(self.model, models, samples, threads=self.settings.threads)
-        return [one.total.db for one in found]
+        return [one.balanced_db for one in found]
 
     def _student_model(self) -> LeanModel:
         """The student so far."""

@@ -185,9 +185,12 @@ def repaired(
 
 
 def _together(one: CandidateError, other: CandidateError) -> tuple[float, float]:
-    """SQNR in dB over all samples that both were measured on. A repair must help the worst of them too."""
+    """SQNR in dB over all samples that both were measured on, each output relative to its own scale.
+
+    A repair must help the worst of them too.
+    """
     count = min(len(one.samples), len(other.samples))
-    first, second = (CandidateError(found.samples[:count]).total.db for found in (one, other))
+    first, second = (CandidateError(found.samples[:count]).balanced_db for found in (one, other))
     return first, second
 
 

@@ -181,6 +181,12 @@ class Report:
         return self.latency.get("speedup")
 
     @property
+    def worst_db(self) -> float | None:
+        """SQNR in dB of all outputs together, or of the worst one, whichever is lower; None where nothing was run."""
+        total = [] if self.sqnr_db is None else [self.sqnr_db]
+        return min([*total, *self.output_sqnr_db.values()], default=None)
+
+    @property
     def slower(self) -> bool:
         """Whether the result was measured to be slower than the float model, by more than the noise."""
         return is_slower(self.speedup) and bool(self.latency.get("sure", True))

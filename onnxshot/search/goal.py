@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from onnxshot.arguments import check_fields
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.user_functions import load, named, users_code
-from onnxshot.comparison.balanced_sqnr import sums_of
+from onnxshot.comparison.balanced_sqnr import Sums, joined, sums_of, worst_db
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.token_outputs import TokenOutput, token_output
 from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, UsageError
-from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
@@ -44,7 +43,7 @@ class Goal:
     """What a quantized model must reach. None means no limit; at least one limit must be given.
 
     Attributes:
-        min_sqnr: minimum SQNR of all outputs on held-out samples, in dB.
+        min_sqnr: minimum SQNR of all outputs together and of each, on held-out samples, in dB.
         max_drop: maximum by which the score of `evaluate` may fall below the float model's, in units of the score.
         max_perplexity_rise: maximum share by which the perplexity of a language model may rise over the float model's
             on held-out samples: 0.02 for 2 %.
@@ -119,7 +118,7 @@ class Measured:
 
     Attributes:
         exclude: patterns of the nodes in float.
-        sqnr_db: SQNR of the outputs in dB.
+        sqnr_db: SQNR in dB of all outputs together, or of the worst one, whichever is lower.
         bytes: size of the file.
         latency_ms: milliseconds of one run; None where the goal does not limit it.
         drop: by how much the score falls below the float model's; None where nothing scores.
@@ -251,7 +250,8 @@ class Judge:
     def _accuracy(self, model: Path) -> tuple[float, float | None]:
         """The SQNR of the outputs in dB, and the rise of the perplexity if the goal limits it."""
         workers, threads = self._workers
-        candidate, total, how = CandidateRunner(self._how, model, threads=threads), SqnrSum(), self._how
+        candidate, how = CandidateRunner(self._how, model, threads=threads), self._how
+        sums: list[Sums] = []
         tokens = TokenScores(self._tokens) if self._tokens is not None else None
 
         def both(index: int) -> tuple[Feed, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
@@ -260,18 +260,18 @@ class Judge:
             return feed, wanted, candidate.run(how.feed(feed, wanted))
 
         for feed, wanted, got in in_order(both, range(len(self.samples)), workers):
-            for one in sums_of(wanted, got, how.compared(wanted, got)).values():
-                total.join(one)
+            sums.append(sums_of(wanted, got, how.compared(wanted, got)))
             if tokens is not None:
                 tokens.add(feed, wanted[tokens.output.logits], got[tokens.output.logits])
-        if not total.count and self.goal.min_sqnr is not None:
+        outputs = joined(sums)
+        if not outputs and self.goal.min_sqnr is not None:
             raise UsageError("the model has no float output, and so no SQNR", "use --max-drop with --eval")
         if tokens is None:
-            return total.db, None
+            return worst_db(outputs), None
         if not tokens.informative:
             what = "the float model has no perplexity on the samples, or one no better than chance"
             raise UsageError(what, "give text as samples: --calib DATA; or use --min-sqnr")
-        return total.db, tokens.rise
+        return worst_db(outputs), tokens.rise
 
     def _token_output(self) -> TokenOutput | None:
         """The logits whose perplexity the goal limits; None if it limits none."""

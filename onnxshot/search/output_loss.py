@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Sample
-from onnxshot.comparison.balanced_sqnr import joined, sums_of
+from onnxshot.comparison.balanced_sqnr import joined, noise_shares, sums_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.divergence import divergences, log_softmax, row_blocks
 from onnxshot.comparison.proto_edits import parsed
@@ -30,7 +30,6 @@ ROWS = 1024
 _FEWEST = 2  # samples
 _POSITIONS = 128  # of the logits of a sample that are compared: a row can take 200 kB
 _HELD = 4  # share of `memory.held_bytes()` that outputs of the reference may take
-_LEAST = 1e-6  # floor of an output's energy, relative to the loudest output's
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -98,10 +97,8 @@ class OutputLoss:
                 sums.append(sums_of(wanted, got, self._setup.compared(wanted, got)))
         if self._tokens is not None:
             return _finite(nats / max(rows, 1.0))
-        whole = joined(sums).values()
-        floor = _LEAST * max((one.signal for one in whole), default=0.0)
-        shares = [one.noise / max(one.signal, floor) if one.noise else 0.0 for one in whole]
-        return _finite(float(np.mean(shares)) if shares else 0.0)
+        shares = noise_shares(joined(sums))
+        return _finite(float(np.mean(shares)) if len(shares) else 0.0)
 
     def close(self) -> None:
         """Let go of the outputs of the reference."""

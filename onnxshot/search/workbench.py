@@ -136,9 +136,12 @@ class Workbench:
         return plan if unit.planned.node in there else None
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
-        """Yield the SQNR in dB of the outputs over `samples` for each plan. The reference is run once for all plans."""
+        """Yield the SQNR in dB over `samples` for each plan, each output relative to its own scale.
+
+        The reference is run once for all plans.
+        """
         made = (candidate_of(self._rewritten(plan)) for plan in plans)
-        return (one.total.db for one in self.judge.measure(made, range(len(self.samples))))
+        return (one.balanced_db for one in self.judge.measure(made, range(len(self.samples))))
 
     @property
     def timing_note(self) -> str:

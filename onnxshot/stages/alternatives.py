@@ -19,7 +19,6 @@ from typing import Any
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Dataset
-from onnxshot.comparison.balanced_sqnr import CandidateError, joined
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.execution.candidate_race import Judge, candidate_of
@@ -231,7 +230,7 @@ class Alternatives:
             for one in judge.measure(made, range(len(samples))):
                 if time.perf_counter() > self._deadline - _TO_MEASURE:
                     raise _OutOfTime
-                yield self._closeness(one)
+                yield one.worst_db
 
         units = smallest_fallback(order, measure, wanted)
         return [unit for unit in order if unit in units] if len(units) <= _NAMED else []
@@ -240,11 +239,6 @@ class Alternatives:
     def _low(self) -> list[str]:
         """Names of the outputs that are below the floor by themselves."""
         return [name for name, db in self.made.report.output_sqnr_db.items() if level_of(db) == BAD]
-
-    def _closeness(self, one: CandidateError) -> float:
-        """SQNR in dB of all outputs together, or of the worst output below the floor, whichever is lower."""
-        total, outputs = one.total.db, joined(one.samples)
-        return min([total, *(outputs[name].db for name in self._low if name in outputs)])
 
     @property
     def _wanted_db(self) -> float:

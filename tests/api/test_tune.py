@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from fixture_data import FIXTURES, accuracy, fixture, heldout
-from fixture_runs import QUICK, command, data_of, outputs, sqnr
+from fixture_runs import PROVEN, QUICK, command, data_of, outputs, sqnr
 from handmade.core import Feed, model
 from tiny_decoders import decoder, encoder, no_past, texts, written
 
@@ -412,3 +412,31 @@ def test_shares_are_given_in_percent_or_as_numbers(text: str | None, share: floa
 def test_what_is_no_share_is_told() -> None:
     with pytest.raises(errors.UsageError, match="--max-perplexity-rise is 'much'"):
         share_of("--max-perplexity-rise", "much")
+
+
+def loud_and_quiet() -> onnx.ModelProto:
+    """A loud output in front of a quiet one, whose layer has columns that 8 bits of a whole matrix do not resolve."""
+    rng = np.random.default_rng(4)
+    quiet = rng.normal(0, 1e-3, (64, 32)).astype("f")
+    quiet[0] = 1.0  # meets an input that is almost 0
+    text = """g (float[n, 64] x) => (float[n, 32] loud, float[n, 32] quiet) {
+        loud = MatMul(x, a) quiet = MatMul(x, b) }"""
+    return model(text, {"a": rng.normal(0, 3e3, (64, 32)).astype("f"), "b": quiet})
+
+
+def test_a_goal_holds_for_a_quiet_output_too() -> None:
+    rng = np.random.default_rng(5)
+    size = np.asarray([1e-3, *[1.0] * 63])
+    given = [{"x": (size * rng.standard_normal((8, 64))).astype("f")} for _ in range(16)]
+    proto = loud_and_quiet()
+    options = {"per_channel": False, "effort": "fast"}
+    plain = quantize(proto, given, settings=PROVEN, **options).report
+    assert plain.sqnr_db is not None
+    assert plain.sqnr_db > 30 > 15 > plain.output_sqnr_db["quiet"]
+    assert plain.worst_db == plain.output_sqnr_db["quiet"]
+    assert plain.verdict.level == "bad"
+    found = tune(proto, given, Goal(min_sqnr=25), recipe=Recipe(**options), settings=PROVEN).report
+    assert found.goal["reached"]
+    assert len(found.recipe["exclude"]) == 1
+    assert min(found.output_sqnr_db.values()) >= 25
+    assert found.goal["sqnr_db"] == pytest.approx(found.worst_db, abs=0.01)
