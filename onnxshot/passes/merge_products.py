@@ -49,7 +49,7 @@ class MergeProducts:
     def _groups(self, model: Model, graph: Graph) -> list[list[Node]]:
         """Groups of MatMuls that read one tensor, with per-channel scales and weights that no other node reads."""
         dynamic = self.plan.labels(DYNAMIC)
-        readers: dict[tuple[Tensor, QuantScheme, str, tuple[int, ...]], list[Node]] = {}
+        readers: dict[tuple[Tensor, QuantScheme, str, bool, tuple[int, ...]], list[Node]] = {}
         for node in graph.nodes:
             if node.op != "MatMul" or node.label not in dynamic or node.label in self.plan.kept.nodes:
                 continue
@@ -57,7 +57,8 @@ class MergeProducts:
             alone = len(edit.consumers(node.inputs[1])) == 1 and node.inputs[1].name not in model.tied
             if isinstance(planned.scheme.granularity, PerChannel) and alone:
                 matrices = tuple(node.inputs[1].shape[:-1])
-                readers.setdefault((node.inputs[0], planned.scheme, planned.method, matrices), []).append(node)
+                alike = (node.inputs[0], planned.scheme, planned.method, planned.twice, matrices)
+                readers.setdefault(alike, []).append(node)
         return [nodes for nodes in readers.values() if len(nodes) > 1]
 
     def _adopt(self, nodes: Sequence[Node], merged: Node) -> None:

@@ -5,6 +5,10 @@ Weights are int8, and the scales of activations are computed at run time:
     x -> DynamicQuantizeLinear-11 (uint8) -> MatMulInteger-10 -> Cast -> Mul(x_scale * w_scale) [-> Add(bias)]
 
 ONNX Runtime fuses this chain into one kernel. Conv is not rewritten: ConvInteger runs at 0.2x to 0.4x of float.
+
+Where the plan says `twice`, the input has 16 bits: what rounding it to 8 bits leaves is quantized to 8 bits too, by
+x - DequantizeLinear(x_q), and a second product with the same integers of the weight is added. A product of K = 384 or
+more runs at 1.2x to 2.0x of float then, where one 8-bit product runs at 2.4x to 4x.
 """
 
 from __future__ import annotations
@@ -80,22 +84,46 @@ def _rewrite_product(
         inputs[key] = edit.add_node(
             model, "DynamicQuantizeLinear", [x], base=x.name, suffix="quantize", outputs=3, graph=graph
         )
-    x_q, x_scale, x_zero = inputs[key].outputs
     base = node.label
     node.inputs.clear()
     node.outputs.clear()
-    product = edit.add_node(model, "MatMulInteger", [x_q, w, x_zero, w_zero], base=base, suffix="integer", graph=graph)
-    cast = edit.add_node(
-        model, "Cast", product.outputs, base=base, suffix="cast", attrs={"to": TensorProto.FLOAT}, graph=graph
-    )
-    scale = edit.add_node(model, "Mul", [x_scale, w_scale], base=base, suffix="scale", graph=graph)
-    last = [out] if bias is None else 1
-    result = edit.add_node(
-        model, "Mul", [cast.outputs[0], scale.outputs[0]], base=base, suffix="rescale", outputs=last, graph=graph
-    )
+
+    def multiplied(quantize: Node, outputs: list[Tensor] | int, part: str = "") -> Tensor:
+        """The product of one quantized input, without the bias."""
+        x_q, x_scale, x_zero = quantize.outputs
+        factors = [x_q, w, x_zero, w_zero]
+        product = edit.add_node(model, "MatMulInteger", factors, base=base, suffix=f"{part}integer", graph=graph)
+        cast = edit.add_node(
+            model, "Cast", product.outputs, base=base, suffix=f"{part}cast", attrs={"to": TensorProto.FLOAT},
+            graph=graph,
+        )  # fmt: skip
+        scale = edit.add_node(model, "Mul", [x_scale, w_scale], base=base, suffix=f"{part}scale", graph=graph)
+        both = [cast.outputs[0], scale.outputs[0]]
+        return edit.add_node(
+            model, "Mul", both, base=base, suffix=f"{part}rescale", outputs=outputs, graph=graph
+        ).outputs[0]
+
+    last: list[Tensor] | int = 1 if planned.twice else [out]
+    result = multiplied(inputs[key], last if bias is None else 1)
     if bias is not None:
-        edit.add_node(model, "Add", [result.outputs[0], bias], base=base, suffix="bias", outputs=[out], graph=graph)
+        added = edit.add_node(model, "Add", [result, bias], base=base, suffix="bias", outputs=last, graph=graph)
+        result = added.outputs[0]
+    if planned.twice:
+        rest = (id(graph), inputs[key].outputs[0])
+        if rest not in inputs:
+            inputs[rest] = _quantized_rest(model, graph, x, inputs[key])
+        both = [result, multiplied(inputs[rest], 1, "rest_")]
+        edit.add_node(model, "Add", both, base=base, suffix="sum", outputs=[out], graph=graph)
     edit.remove(model, [node])
+
+
+def _quantized_rest(model: Model, graph: Graph, x: Tensor, quantize: Node) -> Node:
+    """The DynamicQuantizeLinear of what the rounding of x leaves."""
+    near = edit.add_node(model, "DequantizeLinear", quantize.outputs, base=x.name, suffix="near", graph=graph)
+    rest = edit.add_node(model, "Sub", [x, near.outputs[0]], base=x.name, suffix="rest", graph=graph)
+    return edit.add_node(
+        model, "DynamicQuantizeLinear", rest.outputs, base=x.name, suffix="quantize_rest", outputs=3, graph=graph
+    )
 
 
 def _integers(

@@ -286,7 +286,8 @@ class _Planner:
         folds = self.target.stores_weights and scheme.dtype is INT8 and not matrix and node.op != "Gather"
         gathers = node.op == "Gather" and not self.target.gathers_floats
         form = GATHERED if gathers else FOLDED if folds else DEQUANTIZED
-        return WeightPlan(slot, scheme, recipe.weight_method, form)
+        twice = self.made.asked.twice(node) and self.made.how[node] == DYNAMIC and node.op in ("MatMul", "Gemm")
+        return WeightPlan(slot, scheme, recipe.weight_method, form, twice=twice)
 
     def _split_fused_relus(self, kept: Kept, tensors: dict[str, TensorPlan]) -> None:
         """Give a fused Relu or Clip a Q/DQ pair on its input too, if the trained zero point is not the lowest integer.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from onnxshot.graph import Model, Node
 from onnxshot.planning.name_patterns import match_nodes
-from onnxshot.planning.plan import FLOAT, STORED, WEIGHTS
+from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
 
@@ -60,16 +60,22 @@ class NodeRecipes:
         rules = (self._rules.get(node) for node in makers if node is not None)
         return next((rule.method for rule in rules if rule is not None and rule.method is not None), None)
 
+    def twice(self, node: Node) -> bool:
+        """Whether `layers` asks for a dynamic product of an input in 16 bits."""
+        return (rule := self._rules.get(node)) is not None and rule.mode == DYNAMIC16
+
     @property
     def modes(self) -> dict[Node, str]:
         """Node -> mode that `layers` gives it, for nodes that are not excluded."""
         asked = {node: rule.mode for node, rule in self._rules.items() if node not in self.excluded}
-        return {node: mode for node, mode in asked.items() if mode is not None}
+        return {node: DYNAMIC if mode == DYNAMIC16 else mode for node, mode in asked.items() if mode is not None}
 
 
 def under_rule(recipe: Recipe, rule: LayerRule) -> Recipe:
     """The recipe with the settings of one rule of `layers` applied."""
     own = {key: value for key, value in rule.given.items() if key != "mode" or value not in (FLOAT, STORED)}
+    if own.get("mode") == DYNAMIC16:
+        own["mode"] = DYNAMIC
     if own.get("mode", WEIGHTS) != WEIGHTS:  # blocks exist in no other mode
         recipe = replace(recipe, bits=None, block=None, asymmetric=None)
     return replace(recipe, layers={}, **own)

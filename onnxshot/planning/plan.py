@@ -25,12 +25,13 @@ integers into floats, which the runtime computes once, when it loads the file.
 """
 
 STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
-STORED = "stored"
+STORED, DYNAMIC16 = "stored", "dynamic16"
 """Modes of a node.
 
 static: int8 with calibrated activation scales. dynamic: int8 with activation scales computed at run time. weights: only
 the weight is quantized, the node computes in float. half: the node computes in float16 or bfloat16. float: unchanged.
-A recipe may ask for "stored" too: float, with a weight that `Plan.stored` holds where the target has such a form.
+A recipe may ask for two more. stored: float, with a weight that `Plan.stored` holds where the target has such a form.
+dynamic16: dynamic, with a `WeightPlan` that says `twice`.
 """
 
 
@@ -90,6 +91,7 @@ class WeightPlan:
         method: "minmax" or "mse": how the clip range of the weight is chosen.
         form: "operator", "dequantized", "gathered" or "folded", for weights-only quantization.
         in_blocks: True if the recipe asks for blocks, of which a whole output may be one.
+        twice: True if a dynamic product multiplies its input in two parts of 8 bits, so that the input has 16 bits.
     """
 
     slot: int
@@ -97,6 +99,7 @@ class WeightPlan:
     method: str = "minmax"
     form: str = DEQUANTIZED
     in_blocks: bool = False
+    twice: bool = False
 
 
 @dataclass(frozen=True, slots=True)

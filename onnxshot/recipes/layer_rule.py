@@ -16,9 +16,9 @@ class LayerRule(Plain):
     """Settings of a quantize stage for the layers that a glob matches; None means the setting of the stage.
 
     Attributes:
-        mode: 'static', 'dynamic' or 'weights', as in `Recipe`, even where that is not faster; 'stored', to compute in
-            float with weights that are stored in 8 bits where the target has such a form; or 'float', to leave the
-            layers unquantized.
+        mode: 'static', 'dynamic' or 'weights', as in `Recipe`, even where that is not faster; 'dynamic16', for dynamic
+            products of inputs in 16 bits (two 8-bit products); 'stored', to compute in float with weights that are
+            stored in 8 bits where the target has such a form; or 'float', to leave the layers unquantized.
         weight_type, bits, block, asymmetric, per_channel, weight_method: as in `Recipe`.
         method: range method of the layers' outputs, as in `Recipe`.
 

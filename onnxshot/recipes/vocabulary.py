@@ -3,7 +3,7 @@
 from onnxshot.calibration import range_methods
 from onnxshot.maths import affine
 
-MODES_OF_LAYERS = ("static", "dynamic", "weights", "stored", "float")
+MODES_OF_LAYERS = ("static", "dynamic", "dynamic16", "weights", "stored", "float")
 MODES = ("static", "dynamic", "weights", "auto")
 EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")

@@ -26,6 +26,53 @@ def simulated(x: NDArray[np.float32], w: NDArray[np.float32]) -> NDArray[np.floa
     return ((x_q - zero) @ w_q).astype(np.float32) * x_scale * w_scale
 
 
+def halves(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """x in 8 bits over its own range with 0 in it, and what that leaves."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = int(np.clip(np.rint(-low / scale), 0, 255))
+    near = ((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)
+    return near, x - near
+
+
+@pytest.mark.parametrize("body", ["y = MatMul(x, w)", "y = Gemm(x, w, b)"])
+def test_inputs_in_two_parts(body: str) -> None:
+    w, b = weight(64, 96, channel_axis=1), vector(96)
+    constants = {"w": w, "b": b} if "b)" in body else {"w": w}
+    case = small(f"g (float[6, 64] x) => (float[6, 96] y) {{ {body} }}", constants, x=(6, 64))
+    ready, plan = planned(case, mode="dynamic", layers={"*": {"mode": "dynamic16"}})
+    assert [p.twice for p in plan.weights.values()] == [True]
+    assert not plan.notes
+    assert QuantizeDynamically(plan).run(ready).edits == 1
+    made = ready.to_proto()
+    onnx.checker.check_model(made, full_check=True)
+    stored = [v for v in initializers(made).values() if v.ndim == 2]
+    assert [(v.dtype.name, v.shape) for v in stored] == [("int8", (64, 96))]
+    fused = executed(made.SerializeToString()).ops
+    assert fused.get("DynamicQuantizeMatMul", 0) + fused.get("MatMulIntegerToFloat", 0) == 2
+    w_scale = (np.abs(w).max(axis=0).astype(np.float64) / 127).astype(np.float32)
+    rounded = np.clip(np.rint(w / w_scale), -127, 127) * w_scale
+    for feed in case.feeds:
+        near, rest = halves(feed["x"])
+        expected = simulated(near, w) + simulated(rest, w) + constants.get("b", np.float32(0))
+        (found,) = run(made, feed, optimize=True)
+        exact = feed["x"] @ rounded + constants.get("b", np.float32(0))
+        largest = float(np.abs(exact).max())
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
+        np.testing.assert_allclose(found, exact, atol=2e-4 * largest)  # only the weight has an error of 8 bits
+        assert float(np.abs(simulated(feed["x"], w) + constants.get("b", np.float32(0)) - exact).max()) > 1e-3 * largest
+
+
+def test_layers_of_one_input_share_its_parts() -> None:
+    constants = {"w": weight(64, 96, channel_axis=1), "v": weight(64, 32, channel_axis=1)}
+    text = "g (float[6, 64] x) => (float[6, 96] y, float[6, 32] z) { y = MatMul(x, w) z = MatMul(x, v) }"
+    case = small(text, constants, x=(6, 64))
+    ready, plan = planned(case, mode="dynamic", layers={"*": {"mode": "dynamic16"}})
+    QuantizeDynamically(plan).run(ready)
+    ops = Counter(n.op_type for n in ready.to_proto().graph.node)
+    assert (ops["DynamicQuantizeLinear"], ops["MatMulInteger"], ops["DequantizeLinear"]) == (2, 4, 1)
+
+
 @pytest.mark.parametrize(
     ("body", "shape", "with_bias"),
     [
