@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -32,7 +33,8 @@ AUTO_LIMIT = 1024
 class Settings:
     """How a run is executed.
 
-    Only `samples`, `seed` (for random data), `device`, `keep_overridable` and `requantize` can change the result.
+    Only `samples`, `seed` (for random data), `device`, `keep_overridable`, `requantize` and `search_seconds` can change
+    the result; what a search has found is in the recipe of the result.
 
     Attributes:
         samples: how many samples to calibrate on. 'auto' considers at most AUTO_LIMIT samples, evenly spaced over the
@@ -47,6 +49,10 @@ class Settings:
         keep_overridable: whether initializers that are also listed as inputs are left unchanged.
         requantize: whether an input that is already quantized is converted back to float first.
         bench_seconds: how long each of the two models is timed, in seconds.
+        search_seconds: how long `quantize` may go on where a result is below the floor of accuracy or not faster than
+            the input: no trial begins after it. None: as long as the run has taken, at least 30 seconds. 0: it never
+            does.
+        accept: whether a result below the floor, or one that misses a goal, is accepted: it is told, and no fault.
         shared: a folder of statistics that other processes have computed for this run. They are used in place of the
             same calibration pass, with or without the cache.
         files: other files that the caller has read, or will write after the run. They are checked for conflicts with
@@ -73,6 +79,8 @@ class Settings:
     keep_overridable: bool = False
     requantize: bool = False
     bench_seconds: float = 0.5
+    search_seconds: float | None = None
+    accept: bool = False
     shared: str | None = None
     files: Files = field(default_factory=Files)
     progress: Progress | None = None
@@ -88,6 +96,8 @@ class Settings:
             raise UsageError(f"{shown(self.threads)} threads were asked for", f"from 1 to {MOST_THREADS}")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"the seed is {shown(self.seed)}", "a whole number, 0 or above, of at most 63 bits")
+        if self.search_seconds is not None and not 0 <= self.search_seconds < math.inf:
+            raise UsageError(f"search_seconds is {self.search_seconds:g}", "a number of seconds, 0 or above")
         memory.parsed(self.memory)
 
     @property

@@ -126,6 +126,7 @@ def compress(
     settings = replace(settings, files=Files())
     calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
+    report.accepted = settings.accept
     with scratch() as made, open_calib(calib, loaded, preset, settings, sizes) as data:
         refuse_copies(data, sizes.inputs, len(split(len(data), HOLDOUT)[1]))
         source = Path(model) if isinstance(model, str | Path) else made / "input.onnx"

@@ -104,7 +104,7 @@ def try_target(target: str, precision: str = "int8", *, threads: int = 2, second
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.normal(size=(1, 32, 28, 28)).astype(np.float32)} for _ in range(8)]
     runtime = target_named(target).runtime
-    settings = Settings(use_cache=False, threads=threads, bench_seconds=seconds)
+    settings = Settings(use_cache=False, threads=threads, bench_seconds=seconds, search_seconds=0.0)
     try:
         with scratch() as folder:
             made = quantize(

@@ -23,8 +23,10 @@ from onnxshot.delivery.output_files import data_suffix, of_options, of_result
 from onnxshot.delivery.record import source_of
 from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
+from onnxshot.graph import Model
 from onnxshot.graph.save import Draft
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
@@ -116,9 +118,10 @@ def quantize(
         judged: Judged | None = None
 
         # `deliver` writes the .onnx file aside, calls `prove`, then `other_artifacts`, and publishes all at last.
-        def prove(draft: Draft) -> None:
-            nonlocal judged
-            judged = prove_quantized(made, draft, target_emitted=target.name in formats)
+        def prove(draft: Draft) -> tuple[Model, Report]:
+            nonlocal made, judged
+            made, judged = prove_quantized(made, draft, target_emitted=target.name in formats)
+            return made.model, made.report
 
         def other_artifacts(onnx_file: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
             stem = place or onnx_file

@@ -121,8 +121,9 @@ def tune(
         outcome = search.find()
         searched = time.perf_counter() - started
         recipe = outcome.recipe
+        decided = replace(settings, search_seconds=0.0)  # the goal decides, not the floor
         result = quantize(
-            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=settings,
+            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=decided,
             emit=(ONNX,) if output is not None else None,
         )  # fmt: skip
         written = Path(output) if output is not None else result.save(folder / "result.onnx")

@@ -26,7 +26,10 @@ from onnxshot.targets import RUNTIMES, TARGETS
 
 _KEYS = ("models", "targets", "output", "defaults", "thresholds")
 _OPTIONS = tuple(f.name for f in fields(Recipe) if f.name != "target")
-_HOW = ("calib", "preset", "tokenizer", "length", "stats", "samples", "seed", "emit", "memory", "recipe")
+_HOW = (
+    "calib", "preset", "tokenizer", "length", "stats", "samples", "seed", "emit", "memory", "recipe",
+    "search_seconds", "accept",
+)  # fmt: skip
 _OF_MODEL = ("model", "name", "thresholds")
 _LIMITS = ("min_sqnr", "max_drop", "max_latency_ms", "max_size_mb")
 _SPELLED = {"max_latency": "max_latency_ms", "max_size": "max_size_mb"}
@@ -64,6 +67,7 @@ class Entry:
         stages: one stage that quantizes, or several. The target of the cell replaces theirs.
         thresholds: limits for each cell of this model.
         memory: memory budget of each cell, as in `Settings`; with None the batch gives it a share.
+        search_seconds, accept: as in `Settings`.
     """
 
     where: KeyPath
@@ -80,6 +84,8 @@ class Entry:
     seed: int = 0
     emit: tuple[str, ...] | None = None
     memory: int | str | None = None
+    search_seconds: float | None = None
+    accept: bool = False
 
     @property
     def reading(self) -> str | TextPreset | None:
@@ -231,6 +237,9 @@ class _Reader:
         counted = samples in ("auto", "all") if isinstance(samples, str) else type(samples) is int and samples > 0
         _ask((*where, "samples"), samples, counted, "a number above 0, 'auto', or 'all'")
         _ask((*where, "seed"), seed, type(seed) is int and 0 <= seed < 2**32, "a whole number, 0 or above")
+        longest, accept = values.get("search_seconds"), values.get("accept", False)
+        _ask((*where, "search_seconds"), longest, longest is None or (is_number(longest) and longest >= 0), "seconds")
+        _ask((*where, "accept"), accept, isinstance(accept, bool), "true or false")
         size = values.get("memory")
         try:
             _ask((*where, "memory"), size, size is None or type(size) in (int, str), "a size such as 4G")
@@ -254,6 +263,7 @@ class _Reader:
             tokenizer=None if tokenizer is None else self._path(tokenizer),
             stats=None if stats is None else self._path(stats),
             samples=samples, seed=seed, emit=tuple(formats) if formats else None, memory=size,
+            search_seconds=longest, accept=accept,
         )  # fmt: skip
 
     def _stages(self, where: KeyPath, defaults: Mapping[Any, Any], own: Mapping[Any, Any]) -> Stages:

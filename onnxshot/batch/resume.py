@@ -55,7 +55,8 @@ class CellKeys:
         reading = entry.reading
         preset = load_preset(reading) if isinstance(reading, str) else reading
         how = [preset.fields().hex(), getattr(preset, "size_is_default", False)] if preset is not None else []
-        options = [cell.name, cell.target, cell.stages.to_dict(), entry.samples, entry.seed, entry.emit]
+        options: list[object] = [cell.name, cell.target, cell.stages.to_dict(), entry.samples, entry.seed, entry.emit]
+        options += [entry.search_seconds, entry.accept]
         return hashlib.sha256(json.dumps([__version__, data, how, options]).encode()).hexdigest()
 
     def _of(self, path: str | None) -> str:

@@ -157,8 +157,10 @@ def _drop(cell: Cell, artifact: Artifact, settings: Settings) -> float | None:
 
 def settings_of(cell: Cell, how: Mapping[str, Any]) -> Settings:
     """Return the Settings of a cell. how: the fields that all cells share; a memory budget of its own comes first."""
-    own = {} if cell.entry.memory is None else {"memory": cell.entry.memory}
-    return Settings(samples=cell.entry.samples, seed=cell.entry.seed, **{**how, **own})
+    own: dict[str, Any] = {} if cell.entry.memory is None else {"memory": cell.entry.memory}
+    entry = cell.entry
+    own |= {"search_seconds": entry.search_seconds, "accept": entry.accept}
+    return Settings(samples=entry.samples, seed=entry.seed, **{**how, **own})
 
 
 def serve() -> None:

@@ -11,6 +11,7 @@ import onnxshot
 from onnxshot.cli import terminal
 from onnxshot.cli.emit_options import BatchOpt, ShapeOpt, parse_shapes
 from onnxshot.cli.options import (
+    AcceptOpt,
     BundleOpt,
     CacheOpt,
     CalibOpt,
@@ -22,6 +23,7 @@ from onnxshot.cli.options import (
     PresetOpt,
     ReportOpt,
     SamplesOpt,
+    SearchTimeOpt,
     SetOpt,
     TargetOpt,
     ThreadsOpt,
@@ -73,6 +75,8 @@ def compress(
     batch: BatchOpt = None,
     shape: ShapeOpt = None,
     samples: SamplesOpt = "auto",
+    search_time: SearchTimeOpt = None,
+    accept: AcceptOpt = False,
     report: ReportOpt = None,
     log: LogOpt = None,
     cache: CacheOpt = True,
@@ -104,8 +108,8 @@ def compress(
         files = files.reading(*of_beside(model))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
-            samples=samples_of(samples), use_cache=cache, threads=threads, memory=memory, files=files,
-            progress=show,
+            samples=samples_of(samples), use_cache=cache, threads=threads, memory=memory, search_seconds=search_time,
+            accept=accept, files=files, progress=show,
         )  # fmt: skip
         result = onnxshot.compress(
             model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,

@@ -80,6 +80,18 @@ LogOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:WHERE", help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable."),
 ]
+SearchTimeOpt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Where the result is not good enough: how long to go on with other mixes of int8 and float; 0: not at "
+        "all. Default: as long as the run has taken, at least 30.",
+    ),
+]
+AcceptOpt = Annotated[
+    bool,
+    typer.Option("--accept", help="Accept a result below the floor of accuracy, or one that misses a goal: exit 0."),
+]
 BundleOpt = Annotated[
     Path | None,
     typer.Option(

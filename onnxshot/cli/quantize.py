@@ -12,6 +12,7 @@ import typer
 import onnxshot
 from onnxshot.cli import emit_options, terminal
 from onnxshot.cli.options import (
+    AcceptOpt,
     BundleOpt,
     CacheOpt,
     CalibOpt,
@@ -27,6 +28,7 @@ from onnxshot.cli.options import (
     PresetOpt,
     ReportOpt,
     SamplesOpt,
+    SearchTimeOpt,
     SetOpt,
     StatsOpt,
     TargetOpt,
@@ -119,6 +121,8 @@ def quantize(
     max_latency: Annotated[float | None, typer.Option(help="Goal: maximum latency of one run in ms.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Goal: maximum size of the file in MB.")] = None,
     budget: Annotated[float | None, typer.Option(help="Time limit of the search for the goal, in minutes.")] = None,
+    search_time: SearchTimeOpt = None,
+    accept: AcceptOpt = False,
     bundle: BundleOpt = None,
     batch: emit_options.BatchOpt = None,
     shape: emit_options.ShapeOpt = None,
@@ -175,7 +179,8 @@ def quantize(
         targets = None if alone is None else (alone,)
     how_run: dict[str, Any] = {
         "samples": samples_of(samples), "verify": verify, "use_cache": cache, "threads": threads, "device": device,
-        "memory": memory, "seed": seed, "keep_overridable": keep_overridable, "requantize": requantize,
+        "memory": memory, "search_seconds": search_time, "accept": accept, "seed": seed,
+        "keep_overridable": keep_overridable, "requantize": requantize,
     }  # fmt: skip
     if model.is_dir():
         files = files_of(report, recipe=recipe_file, arguments=arguments)
@@ -231,9 +236,9 @@ def quantize(
     for sink in sinks:
         sink.send(values)
     for name, found in reports.items():
-        if found.goal.get("missed"):
+        if found.goal.get("missed") and not accept:
             missed = "; ".join(found.goal["missed"])
-            hint = "it is the best candidate found; --report FILE lists the others"
+            hint = "it is the best candidate found; --report FILE lists the others; --accept accepts it"
             raise GoalMissed(f"{places[name]} was written, but {missed}", hint)
     _refuse_slow({str(places[name]): found for name, found in reports.items()}, require_faster)
 

@@ -61,7 +61,7 @@ def show_report(report: Report) -> None:
     for note in report.notes:
         console.print(escape(f"note: {note}"))
     for tried in report.tried:
-        console.print(escape(f"measured too: {words_of(tried)}"))
+        console.print(escape(f"{'taken' if tried.get('taken') else 'measured too'}: {words_of(tried)}"))
     _show_verdict(console, report.verdict)
 
 
@@ -167,7 +167,7 @@ def show_stages(report: CompressReport) -> None:
     for stage in report.stages:
         db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
         agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
-        style = STYLES[BAD] if level_of(stage.sqnr_db, stage.agreement) == BAD else None
+        style = STYLES[BAD] if level_of(stage.sqnr_db, stage.agreement, report.samples.get("cases")) == BAD else None
         table.add_row(
             stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x",
             style=style,
@@ -214,9 +214,12 @@ def _headline(report: Report) -> str:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
     if report.bits_per_weight is not None:
         parts.append(f"{report.bits_per_weight:.2f} bits a weight")
-    judged = rise_of({"tokens": report.tokens}) is None  # else the perplexity says whether they are good enough
+    # Else the perplexity says whether they are good enough, or the user does.
+    judged = rise_of({"tokens": report.tokens}) is None and not report.accepted
     parts += [accuracy(report.sqnr_db, None, judged=judged)] if report.sqnr_db is not None else []
-    parts += [accuracy(None, report.agreement, judged=judged)] if report.agreement is not None else []
+    if report.agreement is not None:
+        judged = judged and level_of(None, report.agreement, report.samples.get("cases")) == BAD
+        parts.append(accuracy(None, report.agreement, judged=judged))
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:

@@ -69,7 +69,7 @@ def deliver(
     output: str | Path | None,
     target: str,
     report: Report,
-    prove: Callable[[Draft], None],
+    prove: Callable[[Draft], tuple[Model, Report] | None],
     others: Callable[[Path], Iterable[AbstractContextManager[tuple[Draft, Artifact]]]] = lambda _: (),
     *,
     keep: bool = True,
@@ -82,7 +82,8 @@ def deliver(
         output: path of the model file. With None, the model is verified and then removed.
         target: name of the target.
         report: the report of the run, which the outputs and notes are added to.
-        prove: verifies the written file.
+        prove: verifies the written file. It may write a better model in its place: then it returns that, and its
+            report.
         others: makes the artifacts from the written file.
         keep: whether the model file is published; if not, only the artifacts are.
         source: where the inputs of the run came from, for the record; None to write no record file.
@@ -103,7 +104,9 @@ def deliver(
             final = Path(output) if keep else stack.enter_context(aside(Path(output))) / Path(output).name
         written = stack.enter_context(draft(model, final))
         try:
-            prove(written)
+            model, report = prove(written) or (model, report)
+            if output is not None and keep:
+                refuse_lost(model, Path(output))
             done = [(written, Artifact(str(final), target, "onnx", written.size_bytes))] if keep else []
             done += [stack.enter_context(other) for other in others(written.path)]
         except Exception:

@@ -39,6 +39,13 @@ class Draft:
         self.path = folder / final.name
         self.size_bytes = sum((folder / name).stat().st_size for name in files)
 
+    def rewrite(self, model: Model) -> None:
+        """Write another model in place of this one, before it is published."""
+        for name in self.files:
+            (self._folder / name).unlink()
+        self.files = write(model, self.path)
+        self.size_bytes = sum((self._folder / name).stat().st_size for name in self.files)
+
     def publish(self) -> Path:
         """Rename the files to their place. A reader finds either the old or the new model, each with its own data.
 

@@ -19,8 +19,11 @@ READY, CAUTION, BAD = "ready", "caution", "bad"
 """Levels of a verdict."""
 FLOOR_DB = 15.0
 """Least SQNR of outputs that are good enough; below it, the error is more than 18 % of the signal."""
-FLOOR_AGREEMENT = 0.9
-"""Least share of cases in which the position of the highest value must be that of the float model."""
+FLOOR_AGREEMENT = 0.95
+"""Least share of cases in which the position of the highest value must be that of the float model.
+
+A single case that differs does not count as below it: of 4 or 19 cases, one is no rate.
+"""
 LEAST_INT8 = 0.5
 """Least share of the multiply-accumulates in int8; below it, a quantized model runs mostly in float."""
 
@@ -28,10 +31,24 @@ _SAME_DB = 1.0  # smaller gains are not mentioned
 _DEPLOY = "deploy it, or compare on your own data with onnxshot compare"
 
 
-def level_of(sqnr_db: float | None, agreement: float | None = None) -> str:
-    """The level of these figures: bad if one is below its floor, else ready. None means not measured."""
+def level_of(sqnr_db: float | None, agreement: float | None = None, cases: int | None = None) -> str:
+    """The level of these figures: bad if one is below its floor, else ready. None means not measured.
+
+    Args:
+        sqnr_db: SQNR in dB.
+        agreement: share of cases, 0..1.
+        cases: how many there are; None if unknown.
+    """
     low = sqnr_db is not None and not sqnr_db >= FLOOR_DB
-    return BAD if low or (agreement is not None and agreement < FLOOR_AGREEMENT) else READY
+    differ = agreement is not None and agreement < FLOOR_AGREEMENT
+    if differ and cases and agreement is not None:
+        differ = round((1 - agreement) * cases) > 1
+    return BAD if low or differ else READY
+
+
+def cases_of(values: Values) -> int | None:
+    """How many cases the agreement of a report is a share of; None if unknown."""
+    return (values.get("samples") or {}).get("cases")
 
 
 def is_slower(speedup: float | None) -> bool:
@@ -75,7 +92,7 @@ def _gained(values: Values, row: Values) -> str:
         return f"SQNR of output {worst!r} {decibels(tried[worst])} in place of {decibels(outputs[worst])}"
     share, now = row.get("agreement"), values.get("agreement")
     close = level_of(values.get("sqnr_db")) != BAD
-    if close and share is not None and now is not None and level_of(None, now) == BAD:
+    if close and share is not None and now is not None and level_of(None, now, cases_of(values)) == BAD:
         return f"agreement {100 * share:.1f} % in place of {100 * now:.1f} %"
     if row.get("sqnr_db") is None or values.get("sqnr_db") is None:
         return "all figures of accuracy above their limits"

@@ -19,6 +19,7 @@ from onnxshot.report.advice import (
     FLOOR_DB,
     LEAST_INT8,
     Values,
+    cases_of,
     decibels,
     faster,
     is_comparison,
@@ -105,7 +106,7 @@ def _outputs_below(values: Values) -> Iterator[Finding]:
         yield Finding(BAD, _below(f"SQNR of output {name!r}", below[name]), hint)
     if len(below) > _NAMED:
         yield Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
-    if level_of(None, agreement) == BAD:
+    if level_of(None, agreement, cases_of(values)) == BAD:
         yield Finding(BAD, _disagrees("agreement", agreement), hint)
     for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
         if level_of(None, share) == BAD:
@@ -162,7 +163,7 @@ def _artifacts_below(values: Values) -> Iterator[Finding]:
     for name, row in rows:
         if level_of(db := row.get("sqnr_db")) == BAD:
             yield Finding(BAD, _below(f"{name}: SQNR", db), to_gain(elsewhere))
-        if level_of(None, agreement := row.get("agreement")) == BAD:
+        if level_of(None, agreement := row.get("agreement"), cases_of(values)) == BAD:
             yield Finding(BAD, _disagrees(f"{name}: agreement", agreement), to_gain(elsewhere))
         if refused := row.get("refused"):
             yield Finding(CAUTION, f"{name} the file is refused: {refused}", "choose the target of that runtime")
@@ -172,7 +173,7 @@ def _stages_below(values: Values) -> Iterator[Finding]:
     """Stages of low accuracy, except for the last one, which is the result; and targets that were missed."""
     stages = values.get("stages") or ()
     for stage in stages[:-1]:
-        if level_of(stage["sqnr_db"], stage["agreement"]) == BAD:
+        if level_of(stage["sqnr_db"], stage["agreement"], cases_of(values)) == BAD:
             what = f"after stage {stage['name']!r}, SQNR is already {decibels(stage['sqnr_db'])}"
             hint = f"ask for less in stage {stage['name']!r}: later stages cannot recover the loss"
             yield Finding(BAD, what, hint)
@@ -370,6 +371,9 @@ RULES: tuple[Rule, ...] = (
     _stages_below, _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
 )  # fmt: skip
 """The rules for results of all verbs except shrink, in the order of their weight."""
+
+ACCURACY_RULES: tuple[Rule, ...] = (_goal, _perplexity, _outputs_below, _samples_below, _parts_below)
+"""The rules whose findings a user may accept."""
 
 SHRINK_RULES: tuple[Rule, ...] = (_cut,)
 """The rules for results of shrink."""

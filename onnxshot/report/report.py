@@ -91,8 +91,9 @@ class Report:
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
         runtimes: of a portable model: the result in each runtime (see onnxshot/delivery/portability.py).
         single: of a portable model: what a model made for one target reaches: `target`, `sqnr_db`, `ms`, `speedup`.
-        tried: other options that were measured because the result falls short: `options`, `sqnr_db`, `agreement`,
-            `bytes`, `speedup`, `output_sqnr_db`, and `level` and `reasons` of the verdict.
+        tried: what was measured because the result fell short: `options`, `sqnr_db`, `agreement`, `bytes`, `speedup`,
+            `output_sqnr_db`, `level` and `reasons` of the verdict, and `taken`, true for what became the result.
+        accepted: whether the user accepts a result below the floor, or one that misses a goal.
 
     Example:
         report = onnxshot.compare("model.onnx", "model.int8.onnx", "samples/")
@@ -145,6 +146,7 @@ class Report:
     runtimes: list[dict[str, Any]] = field(default_factory=list)
     single: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
+    accepted: bool = False
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -6,11 +6,11 @@ the worst level of all findings is the verdict's level, and the first finding of
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxshot.report.advice import BAD, CAUTION, READY, Values, when_ready
-from onnxshot.report.findings import RULES, SHRINK_RULES
+from onnxshot.report.findings import ACCURACY_RULES, RULES, SHRINK_RULES
 
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """The words for each level."""
@@ -36,9 +36,14 @@ class Verdict:
 
 
 def judge(values: Values) -> Verdict:
-    """The verdict on a report of any verb, given as plain values (`Report.to_dict`)."""
-    rules = RULES if "worst" in values else SHRINK_RULES
-    found = [finding for rule in rules for finding in rule(values)]
+    """The verdict on a report of any verb, given as plain values (`Report.to_dict`).
+
+    Accuracy that the user accepts speaks against a result, and does not make it bad.
+    """
+    found = []
+    for rule in RULES if "worst" in values else SHRINK_RULES:
+        accepted = values.get("accepted") and rule in ACCURACY_RULES
+        found += [replace(finding, level=CAUTION) if accepted else finding for finding in rule(values)]
     found.sort(key=lambda finding: finding.level != BAD)  # stable: rules are in the order of their weight
     if not found:
         return Verdict(READY, (), when_ready(values))

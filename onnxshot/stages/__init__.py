@@ -6,5 +6,6 @@ The int8 model:    rewrite_model -> Rewritten, make_quantized -> Quantized (all 
 The proof:         prevent_growth, prove_quantized, Alternatives
 
 `api/quantize.py` calls the first two, `make_quantized` and the proof; `make_quantized` calls those between, because
-searches and alternatives run them again with other recipes. Start reading there.
+goals and alternatives run them again with other recipes; a better result takes the place of the first.
+Start reading there.
 """

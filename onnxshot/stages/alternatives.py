@@ -1,71 +1,58 @@
-"""Options that may help where a result falls short: they are measured, so that the report can advise them.
+"""Go on where a result falls short: measure other recipes of the same model, and take the best where it is better.
 
-- Accuracy below the floor: put the few nodes back to float that help most.
-- Recurrent layers in float, a file larger than the input, or a graph that is faster in float: quantize weights alone.
-- A result that is slower than the input: quantize products dynamically, without calibration.
+- Accuracy below the floor: groups of nodes go to float or, products, to scales at run time, as few as it takes; then
+  all products are quantized at run time; at last weights alone.
+- A result that is not faster than the input, or hardly: products are quantized at run time.
+- Recurrent layers in float, a file larger than the input, or a graph that is faster in float: weights alone are
+  measured, and advised.
 
-Every option is judged by the same rules as the result. One that quantizes nothing, or makes a file larger than the
-input, is left out. Trials are bounded in number and in time, and change nothing that is written. The rows are
-`Report.tried`.
+Every recipe is judged by the same rules as the result. One that quantizes nothing, or makes a file larger than the
+input, is left out. Trials are bounded in number and in time. The rows are `Report.tried`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.sampling import spread
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
-from onnxshot.execution.candidate_race import Judge, candidate_of
+from onnxshot.execution.candidate_race import Judge
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
-from onnxshot.graph.copies import copy_of
-from onnxshot.graph.ops import op_of
 from onnxshot.graph.save import write
-from onnxshot.planning.make_plan import make_plan
-from onnxshot.planning.name_patterns import exact_patterns
-from onnxshot.planning.plan import DYNAMIC, FLOAT, OPERATOR, STATIC, WEIGHTS
+from onnxshot.planning.plan import DYNAMIC, FLOAT, OPERATOR, STATIC, STORED, WEIGHTS
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery.float_fallback import Units, smallest_fallback
+from onnxshot.recovery.group_search import GroupSearch, Mix, OutOfTime
+from onnxshot.recovery.plan_trials import PlanTrials
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
 from onnxshot.report.findings import is_inaccurate
-from onnxshot.report.report import Report
-from onnxshot.report.values import Artifact
-from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
-from onnxshot.runtimes.ort_executed import executed
-from onnxshot.runtimes.ort_runtime import stored_bytes
-from onnxshot.stages.make_quantized import Quantized, make_quantized
-from onnxshot.stages.open_samples import Samples
-from onnxshot.stages.prepare_model import Prepared, prepare_model
+from onnxshot.settings import Settings
+from onnxshot.stages.make_quantized import Quantized
+from onnxshot.stages.other_results import SHORTEST_MS, OtherResults, row_of
+from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.settle_forms import AUTO, settle_forms
-from onnxshot.verification import proof
-from onnxshot.verification.compare_models import compare
-from onnxshot.verification.reference import Reference
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+AS_ASKED = "as asked for"
 _HARDLY_FASTER = 1.2  # times as fast as the input
 _SHARE = 0.25  # of the result's weight bytes: float recurrent layers below it are not what makes the file large
 _TRIED_ON = 4  # samples
 _HALF_DB = 6.0  # half of the error, as an amplitude
-_NAMED = 6  # nodes that advice names at most; `onnxshot tune` is for longer lists
-_SECONDS = 30.0  # after this no trial begins
-_TO_MEASURE = 8.0  # seconds of those that the search for nodes leaves for measuring what it finds
-_SHORTEST_MS = 0.1  # shorter runs are mostly overhead and are not compared
+_SPARE_DB = 1.0  # what a mix should have more, where the one before it fell short
+_MOST_MODELS = 40  # that the search among groups measures
+_MOST_MIXES = 3  # of groups that are made in full
+_SECONDS = 30.0  # or as long as the run has taken: after this no trial begins
 _CLEARLY = 1.25  # times as fast: then int8 is not timed any longer against the float graph
-_FUSED = ("Relu", "Clip")
-
-
-class _OutOfTime(Exception):
-    """The search for nodes takes too long. Raised between two trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,55 +68,152 @@ class Alternatives:
     made: Quantized
     judged: Judged
     written_bytes: int
-    _deadline: float = field(init=False, default_factory=lambda: time.perf_counter() + _SECONDS)
+    _others: OtherResults = field(init=False)
+    _run_seconds: float = field(init=False)
 
-    def tried(self) -> list[dict[str, Any]]:
-        """Measure the options that may help, and return a row for each; empty where nothing falls short."""
+    def __post_init__(self) -> None:
+        so_far = sum(self.made.report.timings.values())
+        given = self.made.prepared.settings.search_seconds
+        allowed = max(_SECONDS, so_far) if given is None else given
+        object.__setattr__(self, "_run_seconds", so_far)
+        others = OtherResults(self.made, self.judged, time.perf_counter() + allowed)
+        object.__setattr__(self, "_others", others)
+
+    def better(self) -> Quantized | None:
+        """Measure what may be better, and return the result to take in place of this one, if there is one.
+
+        The rows go into the report of the result that is kept.
+        """
         made, data, report = self.made, self.made.samples.data, self.made.report
-        if self._recipe.precision != "int8" or data is None or data.random:
-            return []
-        if not made.prepared.target.runs_here:
-            return []
-        rows = []
+        if self._recipe.precision != "int8" or data is None or data.random or not made.prepared.target.runs_here:
+            return None
+        if self._settings.search_seconds == 0:
+            return None
+        inaccurate = is_inaccurate(asdict(report))
         size = self._float_model.weight_bytes()
-        in_parts = size > memory.part_bytes()
-        found = [*self._recurrent(), *self._quicker(), *self._smaller()]
-        found += self._faster_in_float() if not in_parts else ()
-        options = {options_of(recipe): recipe for recipe in found}
-        inaccurate = is_inaccurate(asdict(report)) and report.sqnr_db is not None  # the search needs float outputs
-        if in_parts and (options or inaccurate):
-            listed = [*options, *(["nodes in float"] if inaccurate else [])]
-            why = f"the model has {size / 1e6:.0f} MB of weights and runs in parts"
-            report.notes.append(f"what may be better was not measured, as {why}: {', '.join(listed)}")
-            return []
-        for recipe in options.values():
-            if time.perf_counter() < self._deadline:
-                rows += list(self._measured(recipe))
+        if size > memory.part_bytes():
+            listed = [options_of(recipe) for recipe in (*self._recurrent(), *self._quicker(), *self._smaller())]
+            listed += ["groups of nodes in float"] if inaccurate else []
+            if listed:
+                why = f"the model has {size / 1e6:.0f} MB of weights and runs in parts"
+                report.notes.append(f"what may be better was not measured, as {why}: {', '.join(listed)}")
+            return None
         if inaccurate:
-            with contextlib.suppress(OnnxshotError, _OutOfTime):
-                rows += self._floats(data)
-        return rows
+            self._above_floor(data)
+        for recipe in (*self._recurrent(), *self._quicker(), *self._smaller(), *self._faster_in_float()):
+            self._others.attempt(recipe, options_of(recipe, self._recipe))
+        taken = self._others.best()
+        report.tried = [one.row for one in self._others.found]
+        if taken is None or taken.made is None:
+            if inaccurate:
+                report.notes.append(f"nothing above the floor is faster than the input: {self._count}")
+            return None
+        kept = taken.made.report
+        kept.tried = [row_of(report, self.written_bytes, AS_ASKED)]
+        kept.tried += [{**one.row, "taken": True} if one is taken else one.row for one in self._others.found]
+        kept.timings = {**report.timings, **kept.timings}
+        why = "not accurate enough" if inaccurate else "not fast enough"
+        kept.notes.append(
+            f"the result {AS_ASKED} was {why}; taken is: {taken.row['options']} ({self._count}; --search-time 0 keeps "
+            "what was asked for)"
+        )
+        return taken.made
+
+    @property
+    def _count(self) -> str:
+        return f"{len(self._others.found)} recipes measured"
 
     @property
     def _prepared(self) -> Prepared:
         return self.made.prepared
 
     @property
-    def _recipe(self) -> Recipe:
-        return self.made.prepared.recipe
+    def _settings(self) -> Settings:
+        return self.made.prepared.settings
 
     @property
-    def _threads(self) -> int:
-        return self.made.prepared.settings.threads
+    def _recipe(self) -> Recipe:
+        return self.made.prepared.recipe
 
     @property
     def _float_model(self) -> Model:
         return self.made.float_model
 
+    # ------------------------------------------------------------------ below the floor
+
+    def _above_floor(self, data: Dataset) -> None:
+        """Try groups of nodes in other forms, then all products at run time, at last weights alone."""
+        if self.made.report.sqnr_db is not None:  # the search needs float outputs
+            try:
+                self._groups(data)
+            except OutOfTime:
+                self.made.report.notes.append("there was no time to search among groups of nodes: --search-time")
+            except OnnxshotError as e:
+                self.made.report.notes.append(f"groups of nodes were not tried in float: {e.message}")
+        if self._recipe.mode == STATIC and self._has_static_products:
+            for recipe in self._in_mode(DYNAMIC):
+                self._others.attempt(recipe, options_of(recipe, self._recipe))
+        if self._others.best() is None and self._recipe.mode != WEIGHTS:
+            for recipe in self._in_mode(WEIGHTS):
+                self._others.attempt(recipe, options_of(recipe, self._recipe))
+
+    def _groups(self, data: Dataset) -> None:
+        """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
+        trials = self._trials(data)
+        groups = trials.groups()
+        total = self.made.report.latency.get("ms", 0.0)
+        search = GroupSearch(trials, total or sum(trials.times[0].values()), _MOST_MODELS)
+        wanted = self._wanted_db
+        tried = set()
+        for _ in range(_MOST_MIXES):
+            mix = next(iter(search.find(groups, wanted)), None)
+            if mix is None or mix.forms in tried:
+                break
+            tried.add(mix.forms)
+            found = self._others.attempt(trials.recipe_of(mix.forms, self._recipe), _words(mix))
+            if found is None or not found.inaccurate:
+                break
+            wanted = mix.sqnr_db + max(self._wanted_db - found.db, 0.0) + _SPARE_DB
+
+    def _trials(self, data: Dataset) -> PlanTrials:
+        final, prepared = self.made.final, self._prepared
+        numbers = [i for i in range(len(data)) if i not in set(self.made.held_out)] or list(range(len(data)))
+        samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
+        judge = Judge(self.judged.reference, samples, self._settings.threads)
+        evidence = Evidence({}) if final.evidence is None else final.evidence
+        stop = self._others.deadline - min(self._run_seconds, (self._others.deadline - time.perf_counter()) / 2)
+
+        def in_time() -> None:
+            if time.perf_counter() > stop:
+                raise OutOfTime
+
+        return PlanTrials(
+            self._float_model, prepared.target, final.decided, self.made.plan, evidence, prepared.trained, judge,
+            range(len(samples)), [sample.feed for sample in samples], self._settings.threads,
+            seconds=self._settings.bench_seconds, each=in_time,
+        )  # fmt: skip
+
+    @property
+    def _low(self) -> list[str]:
+        """Names of the outputs that are below the floor by themselves."""
+        return [name for name, db in self.made.report.output_sqnr_db.items() if level_of(db) == BAD]
+
+    @property
+    def _wanted_db(self) -> float:
+        """The floor in dB; for a result above it whose outputs disagree, half of its error: 6 dB more."""
+        now = self.made.report.sqnr_db
+        return FLOOR_DB if self._low or now is None or not now >= FLOOR_DB else now + _HALF_DB
+
+    # ------------------------------------------------------------------ whole recipes
+
     def _in_mode(self, mode: str) -> Iterator[Recipe]:
         """The recipe in another mode; nothing if its rules for single layers cannot be combined with that mode."""
         with contextlib.suppress(UsageError):
             yield replace(self._recipe, mode=mode)
+
+    @property
+    def _has_static_products(self) -> bool:
+        return any(n.how == STATIC and n.op in PRODUCTS for n in self.made.plan.nodes)
 
     def _quicker(self) -> Iterator[Recipe]:
         """Quantize products at run time, where the result is slower than the input, or hardly faster.
@@ -139,7 +223,7 @@ class Alternatives:
         plan, speedup = self.made.plan, self.made.report.speedup
         if speedup is None or speedup >= _HARDLY_FASTER:
             return
-        if self._recipe.mode == STATIC and any(n.how == STATIC and n.op in PRODUCTS for n in plan.nodes):
+        if self._recipe.mode == STATIC and self._has_static_products:
             yield from self._in_mode(DYNAMIC)
         in_blocks = (n for n in plan.nodes if n.how == WEIGHTS)
         if self._recipe.mode == WEIGHTS and any(plan.weights[n.node].form == OPERATOR for n in in_blocks):
@@ -165,22 +249,22 @@ class Alternatives:
             write(self.made.model, int8)
             try:
                 plain_run, ours = bench(
-                    [plain, int8], feeds, threads=self._threads, seconds=self._prepared.settings.bench_seconds,
+                    [plain, int8], feeds, threads=self._settings.threads, seconds=self._settings.bench_seconds,
                     precision=NOISE, clear=CLEAR, faster=_CLEARLY,
                 )  # fmt: skip
             except OnnxshotError:
                 return
-        if ours.sure and is_slower(ours.ratio) and plain_run.median_ms >= _SHORTEST_MS:
+        if ours.sure and is_slower(ours.ratio) and plain_run.median_ms >= SHORTEST_MS:
             self.made.report.notes.append(
                 f"the same graph in float, normalized but not quantized, is {1 / ours.ratio:.2f}x as fast as this file "
                 "here: int8 brings no speed, --mode weights stores its weights in 8 bits alone"
             )
-            yield from self._in_mode("weights")
+            yield from self._in_mode(WEIGHTS)
 
     def _smaller(self) -> Iterator[Recipe]:
         """Quantize weights alone, where the file is larger than the input."""
-        if self.written_bytes > self.made.report.input_bytes > 0 and self._recipe.mode != "weights":
-            yield from self._in_mode("weights")
+        if self.written_bytes > self.made.report.input_bytes > 0 and self._recipe.mode != WEIGHTS:
+            yield from self._in_mode(WEIGHTS)
 
     def _recurrent(self) -> Iterator[Recipe]:
         """Quantize weights alone, where float weights of recurrent layers are a large part of the file."""
@@ -189,117 +273,19 @@ class Alternatives:
         size = sum(weights.size_bytes(t) for node in nodes for t in node.inputs[1:3] if isinstance(t, Constant))
         if not nodes or size < _SHARE * self.made.model.weight_bytes():
             return
-        if self._recipe.mode != "weights":
-            yield from self._in_mode("weights")
-
-    def _floats(self, data: Dataset) -> list[dict[str, Any]]:
-        """Find the few nodes whose return to float lifts the outputs above the floor, and return rows of them.
-
-        The search runs on a few samples. Where its result is still below the floor on all samples, it runs once more
-        with a higher floor.
-        """
-        rows: list[dict[str, Any]] = []
-        for wanted in (self._wanted_db, self._wanted_db + _HALF_DB):
-            if rows and rows[-1]["level"] != BAD:
-                break
-            units = self._units(data, wanted)
-            if not units or any(row["units"] == units for row in rows):
-                break
-            recipe = replace(self._recipe, exclude=(*self._recipe.exclude, *units))
-            rows += [{**row, "units": units} for row in self._measured(recipe)]
-        return [{key: value for key, value in row.items() if key != "units"} for row in rows]
-
-    def _units(self, data: Dataset, wanted: float) -> list[str]:
-        """Patterns of nodes that bring the SQNR to `wanted` dB, in graph order; empty if there are none or too many."""
-        base = copy_of(self._float_model)
-        patterns, node_of = exact_patterns(base), {node.label: node for _, node in base.walk()}
-        order = []
-        for planned in self.made.plan.nodes:
-            node = node_of.get(planned.node)
-            computes = node is not None and not (node.op in _FUSED or op_of(node).keeps_range)
-            if planned.how != FLOAT and computes and planned.node in patterns:
-                order.append(patterns[planned.node])
-        if not order:
-            return []
-        step = max(1, len(data) // _TRIED_ON)
-        samples = [data[i] for i in range(0, len(data), step)][:_TRIED_ON]
-        judge = Judge(self.judged.reference, samples, self._threads)
-
-        def measure(sets: Iterable[Units]) -> Iterator[float]:
-            made = (candidate_of(self._with_floats(units)) for units in sets)
-            for one in judge.measure(made, range(len(samples))):
-                if time.perf_counter() > self._deadline - _TO_MEASURE:
-                    raise _OutOfTime
-                yield one.worst_db
-
-        units = smallest_fallback(order, measure, wanted)
-        return [unit for unit in order if unit in units] if len(units) <= _NAMED else []
-
-    @property
-    def _low(self) -> list[str]:
-        """Names of the outputs that are below the floor by themselves."""
-        return [name for name, db in self.made.report.output_sqnr_db.items() if level_of(db) == BAD]
-
-    @property
-    def _wanted_db(self) -> float:
-        """The floor in dB; for a result above it whose outputs disagree, half of its error: 6 dB more."""
-        now = self.made.report.sqnr_db
-        return FLOOR_DB if self._low or now is None or not now >= FLOOR_DB else now + _HALF_DB
-
-    def _with_floats(self, units: Units) -> Model:
-        """The quantized model with these units in float, without repairs."""
-        model, final = copy_of(self._float_model), self.made.final
-        recipe = replace(final.decided, exclude=(*final.decided.exclude, *sorted(units)))
-        evidence = Evidence({}) if final.evidence is None else final.evidence
-        plan = make_plan(model, self._prepared.target, recipe, evidence, self._prepared.trained)
-        apply_plan(model, plan, self._recipe)
-        return model
-
-    def _measured(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
-        """Measure what a recipe makes as the result was measured, and yield a row of its figures and its verdict.
-
-        Yields nothing where it cannot be made, quantizes nothing, or is larger than the input.
-        """
-        with scratch() as folder:
-            path, reference, samples = folder / "other.onnx", self.judged.reference, self.judged.samples
-            try:
-                settings = replace(self._prepared.settings, progress=None)
-                prepared = prepare_model(self._prepared.source, recipe, settings)
-                if not _plans_any(prepared):
-                    return
-                other = make_quantized(prepared, Samples(self.made.samples.data, trial=True), self.made.reference)
-                report = other.report
-                write(other.model, path)
-                size, given = stored_bytes(path), self.made.report.input_bytes
-                if not _quantizes(report) or (given and size > given):
-                    return
-                found = compare(reference, path, samples, threads=self._threads, sizes=self._prepared.fixed_shapes)
-                proof.record_comparison(report, found, random=False)
-                ran = executed(path, sample=samples[0].feed, threads=self._threads)
-                if recipe.mode != "weights" and ran.total_macs and not ran.share:
-                    return
-                proof.record_execution(report, ran)
-                source = Reference(reference).at(folder / "float.onnx")
-                proof.record_latency(report, source, path, samples, self._prepared.settings)
-            except OnnxshotError:
-                return
-        report.input_bytes = given
-        report.outputs = [Artifact(path.name, self._prepared.target.name, "onnx", size)]
-        verdict = report.verdict
-        yield {
-            "options": options_of(recipe, self._recipe), "sqnr_db": report.sqnr_db, "agreement": report.agreement,
-            "bytes": size, "speedup": report.speedup if report.latency["sure"] else None,
-            "output_sqnr_db": report.output_sqnr_db,
-            "level": verdict.level, "reasons": list(verdict.reasons),
-        }  # fmt: skip
+        if self._recipe.mode != WEIGHTS:
+            yield from self._in_mode(WEIGHTS)
 
 
-def _plans_any(prepared: Prepared) -> bool:
-    """Whether the plan quantizes anything."""
-    plan = prepared.plan()
-    return bool(plan.stored) or any(node.how not in (FLOAT, "half") for node in plan.nodes)
-
-
-def _quantizes(report: Report) -> bool:
-    """Whether anything was quantized to 8 bits or fewer."""
-    return any(row.how not in (FLOAT, "half") for row in report.graph)
+def _words(mix: Mix) -> str:
+    """A mix in words: how many nodes of which groups moved, and to which form."""
+    parts = []
+    for form, said in ((STORED, "in float"), (DYNAMIC, "with scales at run time")):
+        kinds: dict[str, int] = {}
+        for group, its in mix.groups:
+            if its == form:
+                kinds[group.kind] = kinds.get(group.kind, 0) + len(group.nodes)
+        if kinds:
+            which = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+            parts.append(f"{sum(kinds.values())} nodes {said} ({which})")
+    return ", ".join(parts)

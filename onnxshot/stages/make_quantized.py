@@ -1,7 +1,7 @@
 """All stages between preparing a float model and writing the quantized one, in order, with a report of them.
 
 `quantize` runs them once. They run again for another recipe where the first result is too large, is compared with one
-for ONNX Runtime alone, or falls short so that alternatives are measured.
+for ONNX Runtime alone, or falls short so that others are tried.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     """
     data = samples.data
     report = Report(source_name(prepared.source), prepared.recipe.to_dict(), input_bytes=prepared.source_bytes)
+    report.accepted = prepared.settings.accept
     report.notes += [*prepared.notes, *samples.notes]
     report.timings["normalize"] = prepared.seconds
 

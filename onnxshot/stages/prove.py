@@ -1,4 +1,7 @@
-"""The proof of a quantized model: read its file back, compare it tensor by tensor with the float model, and time it."""
+"""The proof of a quantized model: read its file back, compare it tensor by tensor with the float model, and time it.
+
+Where the result falls short and another recipe makes a better one, that takes its place.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,12 @@ from onnxshot.verification.weight_sizes import record_weights
 _RECOMPUTED = 64 << 20  # bytes of weights up to which they are counted in the model in memory
 
 
-def prove_quantized(made: Quantized, written: Draft, *, target_emitted: bool = False) -> Judged | None:
-    """Read a written file back, compare it with the float model, time it, and measure alternatives if it falls short.
+def prove_quantized(
+    made: Quantized, written: Draft, *, target_emitted: bool = False
+) -> tuple[Quantized, Judged | None]:
+    """Read a written file back, compare it with the float model, time it, and go on where it falls short.
 
-    The figures go into `made.report`.
+    A better result that is found then is written in place of the file. The figures go into its report.
 
     Args:
         made: the quantized model.
@@ -49,20 +54,31 @@ def prove_quantized(made: Quantized, written: Draft, *, target_emitted: bool = F
         target_emitted: an artifact in the target's own format is made as well, and measured there.
 
     Returns:
-        What the file was compared with; None where nothing was compared.
+        The result to deliver, and what its file was compared with; None where nothing was compared.
 
     Raises:
         ModelError: the file does not load or run, is not the model in memory, or has other inputs or outputs.
     """
+    judged = _proven(made, written, target_emitted)
+    if made.samples.data is None or made.samples.stats is not None or judged is None:  # others take samples
+        return made, judged
+    with made.report.timed("search"):
+        better = Alternatives(made, judged, written.size_bytes).better()
+    if better is None:
+        return made, judged
+    better.report.timings["search"] = made.report.timings["search"]
+    better.model.forget_inferred()
+    written.rewrite(better.model)
+    judged = _proven(better, written, target_emitted)
+    better.report.notes = list(dict.fromkeys(better.report.notes))  # some were made when it was tried
+    return better, judged
+
+
+def _proven(made: Quantized, written: Draft, target_emitted: bool) -> Judged | None:
     source = made.prepared.source
     given = made.float_model if isinstance(source, ModelProto) else load_model(source)
     record_weights(made.report, given, made.model, written.size_bytes)
-    proven = _Proof(made, target_emitted)
-    judged = proven.prove(written.path)
-    if proven.can_make_others and judged is not None:
-        with made.report.timed("advise"):
-            made.report.tried = Alternatives(made, judged, written.size_bytes).tried()
-    return judged
+    return _Proof(made, target_emitted).prove(written.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Comparison:
         optimized_db: SQNR in dB over the same samples, with the optimizations on, as deployed.
         samples: Number of samples compared.
         agreement: Top-1 agreement, 0..1, of the first output that looks like class scores; None if none does.
+        cases: Number of cases that it is a share of; 0 if unknown.
         contract: First difference of inputs and outputs, as a clause; empty if there is none.
         not_finite: Outputs and samples where only the candidate is NaN or infinite, one clause each.
         notes: Remarks for the report.
@@ -68,6 +69,7 @@ class Comparison:
     optimized_db: float | None
     samples: int
     agreement: float | None = None
+    cases: int = 0
     contract: str = ""
     not_finite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -245,8 +247,8 @@ def _comparison(
     ordered = picks.shares() if picks is not None else {}
     rows = tuple(_with_shared_picks(entry.row(), ordered) for entry in sums.values())
     if tokens is not None and tokens.positions:
-        logits, share = tokens.output.logits, tokens.agreement
-        rows = tuple(replace(row, agreement=share) if row.name == logits else row for row in rows)
+        logits, share, of = tokens.output.logits, tokens.agreement, tokens.positions
+        rows = tuple(replace(row, agreement=share, cases=of) if row.name == logits else row for row in rows)
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -254,6 +256,7 @@ def _comparison(
         optimized_db=totals.first.value,
         samples=count,
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
+        cases=next((r.cases for r in rows if r.agreement is not None), 0),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=(
             *(_pick_notes(picks) if picks is not None else ()),
@@ -277,7 +280,7 @@ def _with_shared_picks(row: OutputRow, ordered: Mapping[str, float]) -> OutputRo
     share = ordered.get(row.name)
     if share is None:
         return row
-    return replace(row, agreement=share, equal=None if row.equal is None else min(row.equal, share))
+    return replace(row, agreement=share, cases=0, equal=None if row.equal is None else min(row.equal, share))
 
 
 def _pick_notes(picks: Picks) -> list[str]:

@@ -35,6 +35,7 @@ class OutputRow:
         agreement: Top-1 agreement, 0..1, along the last axis, of an output that looks like class scores (see
             `onnxshot.comparison.class_scores`). Share of identical picks of an output that TopK or a similar node
             orders.
+        cases: Number of rows that the agreement is a share of; 0 if unknown.
         equal: Share of equal values, 0..1, of an output that is not float.
         other_shape: Number of samples on which the shapes differ. Their noise counts as large as the signal.
         part: Channels that are far quieter than the others (see `onnxshot.comparison.output_parts`).
@@ -48,6 +49,7 @@ class OutputRow:
     optimized_db: float | None = None
     max_abs_error: float = 0.0
     agreement: float | None = None
+    cases: int = 0
     equal: float | None = None
     other_shape: int = 0
     part: Part | None = None
@@ -162,6 +164,7 @@ class Sums:
             optimized_db=self.own.first.value,
             max_abs_error=self.max_error,
             agreement=self.scores.agreement if self.scores is not None else None,
+            cases=self.scores.decided if self.scores is not None else 0,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
             part=self.parts.found if self.parts is not None else None,

@@ -54,6 +54,8 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
     if found.token_inputs and random:
         known["token_inputs"] = list(found.token_inputs)
     report.samples["judged"] = found.samples
+    if found.agreement is not None and found.cases:
+        report.samples["cases"] = found.cases
     if found.tensors:
         report.samples["tensors"] = found.tensor_samples
     if random:

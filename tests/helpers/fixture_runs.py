@@ -20,7 +20,7 @@ from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.verification import proof
 
 QUICK = Settings(verify=False, use_cache=False, threads=1)
-PROVEN = Settings(samples=12, use_cache=False, threads=1, bench_seconds=0.01)
+PROVEN = Settings(samples=12, use_cache=False, threads=1, bench_seconds=0.01, search_seconds=0.0)
 
 
 def data_of(name: str) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_the_verdict_says_what_speaks_against_the_result() -> None:
     cases: list[tuple[dict[str, Any], str, str, str]] = [
         ({"latency": {"speedup": 1.5}, "agreement": 1.0}, "good", "Ready", "1.50× as fast as float"),
         ({"latency": {"speedup": 0.9, "float_ms": 2.0}}, "watch", "Look closer", "slower than the input: 0.90x"),
-        ({"agreement": 0.7}, "bad", "Not good enough", "agreement is 70.0 %, below 90 %"),
+        ({"agreement": 0.5}, "bad", "Not good enough", "agreement is 50.0 %, below 95 %"),
         ({"outputs": [slow]}, "watch", "Look closer", "the openvino file is slower than the input in openvino"),
         ({"sqnr_db": 6.0206}, "bad", "Not good enough", "the error is 50 % of the signal"),
         ({"goal": {"missed": ["size is 2 MB"]}}, "bad", "Not good enough", "the goal was missed: size is 2 MB"),

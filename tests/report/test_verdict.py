@@ -50,7 +50,7 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
-    "agreement": ({"agreement": 0.89}, "bad", "agreement is 89.0 %, below 90 %", "--min-sqnr 37"),
+    "agreement": ({"agreement": 0.94}, "bad", "agreement is 94.0 %, below 95 %", "--min-sqnr 37"),
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
     "perplexity": ({"tokens": RISEN}, "bad", "rises by 25.0 %, more than 10 %: 20 -> 25 (+25.0 %)",
                    "--max-perplexity-rise 10%"),
@@ -346,3 +346,24 @@ def test_compare_says_how_many_samples_and_calls_none_held_out(tmp_path: Path) -
     assert "held_out" not in found.samples
     assert found.verdict.level == "bad"
     assert "--exclude" not in found.next_step()
+
+
+@pytest.mark.parametrize(
+    ("agreement", "cases", "level"),
+    [
+        (0.75, 4, "ready"), (18 / 19, 19, "ready"), (0.9, 20, "bad"), (0.5, 4, "bad"), (0.95, 100, "ready"),
+        (0.94, 0, "bad"),
+    ],
+)
+def test_one_case_that_differs_is_no_rate(agreement: float, cases: int, level: str) -> None:
+    values = {**SOUND, "agreement": agreement, "samples": {**SOUND["samples"], **({"cases": cases} if cases else {})}}
+    assert judge(values).level == level
+
+
+def test_accuracy_that_is_accepted_is_told_and_not_bad() -> None:
+    values = {**SOUND, "sqnr_db": 9.0, "output_sqnr_db": {"y": 9.0}}
+    assert judge(values).level == "bad"
+    accepted = judge({**values, "accepted": True})
+    assert (accepted.level, accepted.reasons) == ("caution", judge(values).reasons)
+    broken = {**values, "accepted": True, "not_finite": ["output 'y' is NaN"]}
+    assert judge(broken).level == "bad", "only accuracy is accepted"

@@ -1,0 +1,222 @@
+"""Search which groups of a plan take another form, so that the outputs reach a goal at the least cost in time.
+
+1. Each group is quantized alone, in each form that it has. Noise of groups adds up, about: the sums predict every mix.
+2. The cheapest mix that should reach the goal is found exactly, by the times of its kernels, and measured. If it falls
+   short, the prediction is corrected by what was measured, and the next mix is tried.
+3. Once the goal is reached, the group that costs most is split in two, until splitting brings nothing.
+
+Of mixes that take the same time, the most accurate one is chosen. The number of measurements is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from onnxshot.maths.sqnr import CAP_DB
+from onnxshot.planning.groups import PlanGroup, halves
+from onnxshot.planning.plan import STORED
+
+Forms = frozenset[tuple[str, str]]
+"""The nodes that leave the form they are planned in: (label, new form)."""
+
+SAME = 0.02
+"""Relative difference in time that counts as none."""
+_STATES = 512  # mixes of the first groups that are kept while the next one is added
+_SAME_NOISE = 1.12  # half a dB
+_STEP = 1.26  # one dB: by so much at least a prediction is corrected that was too good
+
+
+class OutOfTime(Exception):
+    """There is no time for another measurement. Raised between two of them, by `Trials`."""
+
+
+class Trials(Protocol):
+    """Measures groups in other forms."""
+
+    def forms(self, group: PlanGroup) -> Sequence[str]:
+        """The other forms that a group has, in float first."""
+
+    def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
+        """Yield the noise of the outputs relative to their signal where this group alone is quantized, in this form.
+
+        The empty form is the one that the group is planned in.
+        """
+
+    def milliseconds(self, group: PlanGroup, form: str) -> float:
+        """How much more time a group takes in this form than in the one that it is planned in."""
+
+    def together(self, forms: Forms) -> float:
+        """SQNR in dB of the outputs with these nodes in other forms, and all others as planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A mix of forms that was measured.
+
+    Attributes:
+        forms: what leaves its planned form.
+        sqnr_db: SQNR in dB of the outputs.
+        ms: predicted milliseconds over the plan; below 0 it is faster.
+        groups: the groups that moved, and their forms.
+    """
+
+    forms: Forms
+    sqnr_db: float
+    ms: float
+    groups: tuple[tuple[PlanGroup, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    form: str
+    ms: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """A mix of the first groups, as predicted. picks: the form of each."""
+
+    ms: float
+    noise: float
+    picks: tuple[str, ...]
+
+    @property
+    def moved(self) -> int:
+        return sum(map(bool, self.picks))
+
+    @property
+    def in_float(self) -> bool:
+        """Whether nothing is left in 8 bits: that is no result."""
+        return all(pick == STORED for pick in self.picks)
+
+
+@dataclass(slots=True)
+class GroupSearch:
+    """A search on one plan.
+
+    Attributes:
+        trials: measures.
+        total_ms: milliseconds of the model as planned.
+        most: how many models are measured at most.
+        measured: how many were.
+        out_of_time: whether the search ended early.
+    """
+
+    trials: Trials
+    total_ms: float
+    most: int
+    measured: int = 0
+    out_of_time: bool = False
+    _options: dict[PlanGroup, tuple[_Option, ...]] = field(default_factory=dict)
+    _found: dict[Forms, Mix] = field(default_factory=dict)
+    _items: list[PlanGroup] = field(default_factory=list)
+    _ratio: float = 1.0
+
+    def find(self, groups: Sequence[PlanGroup], goal_db: float) -> list[Mix]:
+        """Return the mixes found that reach the goal, the one to take first; empty where none does.
+
+        A further call goes on with what is known, for another goal.
+        """
+        if not self._items:
+            self._items = list(groups)
+        try:
+            self._search(goal_db)
+        except OutOfTime:
+            self.out_of_time = True
+        reached = [mix for mix in self._found.values() if mix.sqnr_db >= goal_db]
+        return sorted(reached, key=lambda mix: self._rank(mix, reached))
+
+    def _search(self, goal_db: float) -> None:
+        """Measure mixes until one reaches the goal and splitting groups brings nothing."""
+        wanted = 10 ** (-goal_db / 10)
+        while self._items and self.measured < self.most:
+            self._measure_alone()
+            front = self._front()
+            if not front:
+                break
+            chosen = self._chosen(front, wanted)
+            mix, new = self._mix(chosen)
+            if mix.sqnr_db >= goal_db:
+                if not self._split(chosen):
+                    break
+            elif not new and chosen.noise <= min(one.noise for one in front):  # no other mix has less
+                break
+            else:
+                measured = 10 ** (-mix.sqnr_db / 10)
+                self._ratio = max(self._ratio * _STEP, measured / max(chosen.noise, 1e-12))
+
+    def _rank(self, mix: Mix, others: Sequence[Mix]) -> tuple[float, int, int]:
+        """Sort key: time, where it differs; accuracy in whole dB; then how much is moved."""
+        least = min(other.ms for other in others)
+        same = mix.ms <= least + SAME * self.total_ms
+        return (least if same else mix.ms), -round(min(mix.sqnr_db, CAP_DB)), len(mix.forms)
+
+    def _measure_alone(self) -> None:
+        """Measure the groups that are not measured yet."""
+        new = [item for item in self._items if item not in self._options]
+        moves = [(item, form) for item in new for form in ("", *self.trials.forms(item)[1:])]
+        found = dict(zip(moves, self.trials.alone(moves), strict=True))
+        self.measured += len(moves)
+        for item in new:
+            options = [_Option("", 0.0, found[item, ""])]
+            for number, form in enumerate(self.trials.forms(item)):
+                options.append(
+                    _Option(form, self.trials.milliseconds(item, form), found[item, form] if number else 0.0)
+                )
+            self._options[item] = tuple(options)
+
+    def _chosen(self, front: Sequence[_Predicted], wanted: float) -> _Predicted:
+        """The mix that should reach the noise at the least cost; else the one with the least noise."""
+        enough = [one for one in front if one.noise * self._ratio <= wanted]
+        if not enough:
+            return min(front, key=lambda one: (one.noise, one.ms))
+        limit = min(one.ms for one in enough) + SAME * self.total_ms
+        as_fast = [one for one in enough if one.ms <= limit]
+        least = min(one.noise for one in as_fast)
+        return min((one for one in as_fast if one.noise <= least * _SAME_NOISE), key=lambda one: (one.moved, one.ms))
+
+    def _front(self) -> list[_Predicted]:
+        """The mixes that no other one beats in time and noise; without the one that has everything in float."""
+        states = [_Predicted(0.0, 0.0, ())]
+        for item in self._items:
+            grown = [
+                _Predicted(one.ms + option.ms, one.noise + option.noise, (*one.picks, option.form))
+                for one in states
+                for option in self._options[item]
+            ]
+            grown.sort(key=lambda one: (one.ms, one.noise))
+            states = [one for one in grown if one.in_float]
+            kept: list[_Predicted] = []
+            for one in grown:
+                if not one.in_float and (not kept or one.noise < kept[-1].noise):
+                    kept.append(one)
+            if len(kept) > _STATES:
+                kept = [*kept[:: len(kept) // _STATES + 1], kept[-1]]
+            states += kept
+        return [one for one in states if not one.in_float]
+
+    def _mix(self, chosen: _Predicted) -> tuple[Mix, bool]:
+        """Measure a mix, once; and whether that was new."""
+        moved = tuple((item, form) for item, form in zip(self._items, chosen.picks, strict=True) if form)
+        forms = frozenset((label, form) for item, form in moved for label in item.nodes)
+        new = forms not in self._found
+        if new:
+            self._found[forms] = Mix(forms, self.trials.together(forms), chosen.ms, moved)
+            self.measured += 1
+        return self._found[forms], new
+
+    def _split(self, chosen: _Predicted) -> bool:
+        """Split the moved group that costs most; False where none costs time."""
+        costs = {}
+        for item, form in zip(self._items, chosen.picks, strict=True):
+            if form and len(item.nodes) > 1:
+                costs[item] = next(option.ms for option in self._options[item] if option.form == form)
+        if not costs or max(costs.values()) <= SAME * self.total_ms:
+            return False
+        item = max(costs, key=lambda one: costs[one])
+        at = self._items.index(item)
+        self._items[at : at + 1] = halves(item)
+        return True

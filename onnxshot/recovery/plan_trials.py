@@ -1,0 +1,183 @@
+"""Measure what groups of a plan cost the outputs, and how long they take, in other forms than they are planned in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from onnxshot.errors import UsageError
+from onnxshot.execution.candidate_race import Judge, candidate_of
+from onnxshot.execution.collect import collect
+from onnxshot.graph import Model, Node
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.maths.sqnr import CAP_DB
+from onnxshot.planning.groups import PlanGroup, plan_groups
+from onnxshot.planning.make_plan import make_plan
+from onnxshot.planning.name_patterns import exact_patterns
+from onnxshot.planning.node_recipe import NodeRecipes
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, Plan
+from onnxshot.planning.scales import Evidence
+from onnxshot.planning.smoothable import PRODUCTS
+from onnxshot.planning.trained_scales import Trained
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery.group_search import Forms
+from onnxshot.rewriting.apply_plan import apply_plan, finish
+from onnxshot.runtimes.ort_kernel_times import kernel_times
+from onnxshot.runtimes.ort_runtime import Feed, Runnable
+from onnxshot.targets.base import Target
+
+_FEEDS = 4  # that kernels are timed on
+_PASSES = 3  # over samples for one plan at most: what is quantized may depend on what was seen
+
+
+@dataclass
+class PlanTrials:
+    """Builds a plan with groups in other forms, without repairs, and measures it.
+
+    Attributes:
+        model: the float model that the plan is for; it is not changed.
+        target: the rules of the runtime.
+        recipe: what the plan follows, with what trials found.
+        plan: the plan.
+        evidence: what scales are chosen from.
+        trained: scales that the model came with.
+        judge: compares candidates with the given model.
+        numbers: of the judge's samples to compare on.
+        feeds: samples that kernels are timed on.
+        threads: CPU threads.
+        seconds: how long kernels are timed.
+        each: called before each model is made; it may raise to end the search.
+    """
+
+    model: Model
+    target: Target
+    recipe: Recipe
+    plan: Plan
+    evidence: Evidence
+    trained: Trained
+    judge: Judge
+    numbers: Sequence[int]
+    feeds: Sequence[Feed]
+    threads: int
+    seconds: float = 1.0
+    each: Callable[[], None] = lambda: None
+    _nodes: Mapping[str, Node] = field(init=False)
+    _patterns: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._nodes = {node.label: node for _, node in self.model.walk()}
+        self._patterns = exact_patterns(self.model)
+
+    def groups(self) -> list[PlanGroup]:
+        """The groups that may take another form: without nodes whose form the user has chosen."""
+        asked = {node.label for node in NodeRecipes(self.model, self.recipe).modes}
+        found = []
+        for group in plan_groups(self.model, self.plan):
+            free = tuple(label for label in group.nodes if label not in asked)
+            found += [replace(group, nodes=free)] if free else []
+        return found
+
+    def forms(self, group: PlanGroup) -> Sequence[str]:
+        """Float, and dynamic for static products where the target has a kernel for that."""
+        products = any(self._how[label] == STATIC and self._may_be_dynamic(label) for label in group.nodes)
+        return (STORED, DYNAMIC) if products and self.recipe.mode == STATIC else (STORED,)
+
+    def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
+        """Yield the noise relative to the signal with one group quantized in a form, and all others in float."""
+        plans = (self._alone(group, form) for group, form in moves)
+        return (10 ** (-db / 10) for db in self.measure(plans))
+
+    def together(self, forms: Forms) -> float:
+        """SQNR in dB with these nodes in other forms."""
+        return next(self.measure([self.plan_of(self.recipe_of(forms))]))
+
+    def milliseconds(self, group: PlanGroup, form: str) -> float:
+        """How much more time a group takes in this form."""
+        planned, other = self.times[0], self.times[2 if form == DYNAMIC else 1]
+        return sum(other[label] - planned[label] for label in group.nodes)
+
+    def measure(self, plans: Iterable[Plan]) -> Iterator[float]:
+        """SQNR in dB of each plan."""
+        for one in self.judge.measure(map(self._made, plans), self.numbers):
+            yield max(-CAP_DB, one.worst_db)
+
+    def plan_of(self, recipe: Recipe) -> Plan:
+        """Plan another recipe, with scales from the same statistics.
+
+        Tensors that only this plan quantizes are observed on the judge's samples.
+        """
+        for _ in range(_PASSES):
+            try:
+                return make_plan(self.model, self.target, recipe, self.evidence, self.trained)
+            except UsageError:
+                observe = make_plan(self.model, self.target, recipe, trained=self.trained).observe
+                new = [name for name in observe if name not in self.evidence.stats]
+                if not new:
+                    raise
+            samples = [self.judge.samples[number] for number in self.numbers]
+            found = collect(self.model, new, samples, threads=self.threads).stats
+            self.evidence = replace(self.evidence, stats={**self.evidence.stats, **found})
+        return make_plan(self.model, self.target, recipe, self.evidence, self.trained)
+
+    def recipe_of(self, forms: Forms, recipe: Recipe | None = None) -> Recipe:
+        """A recipe with these nodes in other forms; rules of the recipe itself win."""
+        recipe = recipe or self.recipe
+        chosen = dict(forms)
+        own = {
+            self._patterns[label]: {"mode": form if self._may_be_dynamic(label) else STORED}
+            for label in self._nodes
+            if (form := chosen.get(label)) is not None
+        }
+        return replace(recipe, layers={**own, **recipe.layers})
+
+    @cached_property
+    def times(self) -> tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float]]:
+        """Milliseconds of each node as planned, in float, and with products at run time."""
+        labels = [label for group in self.groups() for label in group.nodes]
+        moved = frozenset((label, DYNAMIC) for label in labels if self._may_be_dynamic(label))
+        models: list[LeanModel] = [LeanModel.of(self.model), LeanModel.of(self._finished(self.plan))]
+        has_dynamic = any(DYNAMIC in self.forms(group) for group in self.groups())
+        if has_dynamic:
+            models.append(LeanModel.of(self._finished(self.plan_of(self.recipe_of(moved)))))
+        parts = {label: self._nodes[label].outputs[0].name for label in labels}
+        found = kernel_times(
+            models, parts, self.feeds[:_FEEDS], threads=self.threads, seconds=self.seconds * len(models)
+        )
+        return found[1], found[0], found[2] if has_dynamic else found[1]
+
+    @cached_property
+    def _how(self) -> Mapping[str, str]:
+        return {node.node: node.how for node in self.plan.nodes}
+
+    def _may_be_dynamic(self, label: str) -> bool:
+        op = self._nodes[label].op
+        return op in PRODUCTS and op in self.target.dynamic
+
+    def _alone(self, group: PlanGroup, form: str) -> Plan:
+        """Plan a group in a form, and all other nodes in float.
+
+        A node may be static only because its neighbours are int8: without them, it is included by name.
+        """
+        own = set(group.nodes)
+        others = tuple(
+            self._patterns[node.node]
+            for node in self.plan.nodes
+            if node.how != FLOAT and node.node not in own and node.node in self._patterns
+        )
+        static = tuple(self._patterns[label] for label in group.nodes if self._how[label] == STATIC and not form)
+        recipe = replace(self.recipe, exclude=(*self.recipe.exclude, *others), include=static)
+        return self.plan_of(self.recipe_of(frozenset((label, form) for label in own), recipe) if form else recipe)
+
+    def _made(self, plan: Plan) -> Runnable:
+        self.each()
+        model = copy_of(self.model)
+        apply_plan(model, plan, self.recipe)
+        return candidate_of(model)
+
+    def _finished(self, plan: Plan) -> Model:
+        model = copy_of(self.model)
+        apply_plan(model, plan, self.recipe)
+        finish(model, self.target, self.recipe)
+        return model

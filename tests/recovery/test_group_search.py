@@ -1,0 +1,128 @@
+"""The cheapest mix of forms that reaches a goal, on errors that add up and times that are known."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxshot.planning.groups import PlanGroup
+from onnxshot.planning.plan import DYNAMIC, STORED
+from onnxshot.recovery.group_search import SAME, Forms, GroupSearch, OutOfTime
+
+MOST = 60
+
+
+class Known:
+    """Nodes with a noise in int8 each, and a price in float. Noise of nodes adds up, times a factor; counts models."""
+
+    def __init__(self, noise: dict[str, float], price: dict[str, float], factor: float = 1.0) -> None:
+        self.noise, self.price, self.factor, self.models = noise, price, factor, 0
+
+    def forms(self, group: PlanGroup) -> Sequence[str]:
+        return (STORED,)
+
+    def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
+        for group, form in moves:
+            self.models += 1
+            assert not form
+            yield sum(self.noise[label] for label in group.nodes)
+
+    def milliseconds(self, group: PlanGroup, form: str) -> float:
+        return sum(self.price[label] for label in group.nodes)
+
+    def together(self, forms: Forms) -> float:
+        self.models += 1
+        moved = {label for label, _ in forms}
+        left = self.factor * sum(noise for label, noise in self.noise.items() if label not in moved)
+        return float("inf") if left == 0 else -10 * math.log10(left)
+
+
+def groups_of(names: Sequence[str], size: int = 1) -> list[PlanGroup]:
+    return [PlanGroup("chain", tuple(names[i : i + size])) for i in range(0, len(names), size)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(1e-6, 1.0), st.floats(0.1, 1.0)), min_size=2, max_size=8), st.floats(5, 30))
+def test_the_cheapest_mix_of_groups_is_found(nodes: list[tuple[float, float]], goal: float) -> None:
+    names = [f"n{i}" for i in range(len(nodes))]
+    noise, price = (dict(zip(names, values, strict=True)) for values in zip(*nodes, strict=True))
+    known = Known(noise, price)
+    total = sum(price.values())
+    found = GroupSearch(known, total, MOST).find(groups_of(names), goal)
+    mixes = (set(m) for n in range(len(names)) for m in itertools.combinations(names, n))  # all in float is no result
+    enough = [m for m in mixes if sum(noise[n] for n in names if n not in m) <= 10 ** (-goal / 10)]
+    assert bool(found) == bool(enough)
+    if enough:
+        best = min(sum(price[n] for n in m) for m in enough)
+        assert found[0].ms <= best + SAME * total + 1e-9
+        assert found[0].sqnr_db >= goal
+
+
+def test_a_prediction_that_was_too_good_is_corrected() -> None:
+    names = [f"n{i}" for i in range(6)]
+    noise = dict(zip(names, (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005), strict=True))
+    known = Known(noise, dict.fromkeys(names, 1.0), factor=4.0)
+    found = GroupSearch(known, 6.0, MOST).find(groups_of(names), 20.0)
+    assert {label for label, _ in found[0].forms} == {"n0", "n1", "n2", "n3"}
+    assert known.models <= 2 * len(names)
+
+
+def test_groups_are_split_until_only_the_node_that_spoils_the_outputs_is_in_float() -> None:
+    names = [f"n{i}" for i in range(64)]
+    known = Known({name: 0.5 if name == "n37" else 1e-6 for name in names}, dict.fromkeys(names, 1.0))
+    search = GroupSearch(known, 64.0, MOST)
+    found = search.find(groups_of(names, 8), 15.0)
+    assert {label for label, _ in found[0].forms} == {"n37"}
+    assert search.measured == known.models <= 24, "fewer than there are nodes"
+
+
+def test_of_mixes_that_take_the_same_time_the_most_accurate_is_taken() -> None:
+    """15 dB is reached by either group; the one that costs nothing in float brings 37 dB."""
+    known = Known({"spectrum": 0.0793, "head": 0.0002}, {"spectrum": 0.0, "head": 0.0})
+    found = GroupSearch(known, 1.0, MOST).find(groups_of(["spectrum", "head"]), 15.0)
+    assert found[0].sqnr_db > 36.9
+    assert {label for label, _ in found[0].forms} == {"spectrum"}
+
+
+def test_scales_at_run_time_are_chosen_where_they_cost_less_than_float() -> None:
+    class Products(Known):
+        def forms(self, group: PlanGroup) -> Sequence[str]:
+            return (STORED, DYNAMIC)
+
+        def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
+            for group, form in moves:
+                yield sum(self.noise[label] for label in group.nodes) * (0.01 if form else 1.0)
+
+        def milliseconds(self, group: PlanGroup, form: str) -> float:
+            return super().milliseconds(group, form) * (0.2 if form == DYNAMIC else 1.0)
+
+        def together(self, forms: Forms) -> float:
+            form = dict(forms)
+            left = {"": 1.0, DYNAMIC: 0.01, STORED: 0.0}
+            return -10 * math.log10(sum(noise * left[form.get(n, "")] for n, noise in self.noise.items()))
+
+    known = Products({"a": 0.5, "b": 0.001}, {"a": 1.0, "b": 1.0})
+    found = GroupSearch(known, 2.0, MOST).find(groups_of(["a", "b"]), 15.0)
+    assert found[0].forms == {("a", DYNAMIC)}
+
+
+def test_what_was_found_before_the_time_ended_is_kept() -> None:
+    class Slow(Known):
+        def together(self, forms: Forms) -> float:
+            if self.models > 12:
+                raise OutOfTime
+            return super().together(forms)
+
+    names = [f"n{i}" for i in range(64)]
+    search = GroupSearch(Slow({n: 0.5 if n == "n37" else 1e-6 for n in names}, dict.fromkeys(names, 1.0)), 64.0, MOST)
+    found = search.find(groups_of(names, 8), 15.0)
+    assert search.out_of_time
+    assert ("n37", STORED) in found[0].forms
+
+
+def test_where_nothing_reaches_the_goal_nothing_is_found() -> None:
+    known = Known(dict.fromkeys("abc", 0.1), dict.fromkeys("abc", 1.0))
+    assert GroupSearch(known, 3.0, MOST).find(groups_of("abc"), 60.0) == [], "all in float is the float model"
+    assert GroupSearch(known, 3.0, MOST).find([], 15.0) == []
