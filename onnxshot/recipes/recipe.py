@@ -56,6 +56,8 @@ class Recipe(Plain):
         smooth: whether to apply SmoothQuant, with a strength that is searched for. With None, dynamic products are
             smoothed with a fixed strength where no search is made.
         clip: whether ranges of method 'auto' may be smaller than the extremes.
+        look: whether groups of nodes go back to float whose int8 costs the outputs more than it saves time (see
+            onnxshot/recovery/look.py); a recorded recipe has False, and what was found in `layers`.
         weight_method: 'minmax' (no weight is clipped) or 'mse' (least squared error per channel).
         exclude: globs over node names, tensor names and operator types; what they match stays float.
         include: globs of the same kind; what they match is quantized even where heuristics would leave it in float.
@@ -68,8 +70,8 @@ class Recipe(Plain):
         batch: size to fix the batch dimension at; None leaves it free.
         shapes: sizes to fix all dimensions of an input at, by input name.
 
-    `grid`, `equalize`, `smooth` and `clip` have no effect with effort 'fast', except for `clip`=False; None tries both
-    values on calibration samples and keeps the more accurate.
+    `grid`, `equalize`, `smooth`, `clip` and `look` have no effect with effort 'fast', except for `clip`=False; None
+    tries both values on calibration samples and keeps the more accurate.
 
     Raises:
         BadKey: a value is wrong, or two values contradict each other.
@@ -95,6 +97,7 @@ class Recipe(Plain):
     equalize: bool | None = None
     smooth: bool | None = None
     clip: bool | None = None
+    look: bool | None = None
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -131,6 +134,7 @@ class Recipe(Plain):
                 ("equalize", self.equalize, self.equalize in (None, True, False), "true, false or null"),
                 ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
                 ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
+                ("look", self.look, self.look in (None, True, False), "true, false or null"),
                 ("concat_ratio", ratio, _is_ratio(ratio), "a number from 1 up"),
                 texts("exclude", self.exclude),
                 texts("include", self.include),

@@ -20,6 +20,7 @@ from onnxshot.maths.smoothquant import STRENGTH
 from onnxshot.maths.value_grid import least_db
 from onnxshot.passes.image_input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.planning.make_plan import make_plan
+from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import STATIC, Plan
 from onnxshot.planning.scales import TRAINED, Evidence
 from onnxshot.planning.schemes import schemes
@@ -27,6 +28,7 @@ from onnxshot.planning.smoothable import readers_of
 from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates
+from onnxshot.recovery.look import Look, Looker
 from onnxshot.recovery.plan_candidates import Candidate
 from onnxshot.recovery.range_search import refine_ranges, too_large
 from onnxshot.recovery.smoothquant_strength import is_large, smoothed, strengths
@@ -129,6 +131,29 @@ class Improver:
             with self.timed("refine"):
                 best = self._refined(best)
         return best
+
+    def look(self, best: Candidate) -> tuple[Candidate, Look]:
+        """Put the groups of nodes back to float whose int8 costs the outputs more than it saves time.
+
+        Returns:
+            The candidate with its plan, and what was found.
+        """
+        wanted = self.recipe.effort != "fast" and self.recipe.look is not False and self.recipe.mode == STATIC
+        if not wanted or self.trained or self.data.random or not best.plan.params:
+            return best, Look()
+        recipe = self._recipe_of(best)
+        forced = {node.label for node in NodeRecipes(best.model, recipe).forced}
+        with self.timed("look"):
+            found = Looker(
+                best.model, best.plan, recipe, lambda other: self._planned(best.model, other, best.evidence),
+                self.target, self._judge, _evenly(self.gathered.calibrated), len(self.gathered.calibrated), forced,
+                self.settings,
+            ).look()  # fmt: skip
+            if not found.layers:
+                return best, found
+            layers = {**recipe.layers, **found.layers}
+            plan = self._planned(best.model, replace(recipe, layers=layers), best.evidence)
+        return replace(best, plan=plan), found
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model layer by layer, if the effort asks for it and it helps.

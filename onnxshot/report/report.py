@@ -91,6 +91,9 @@ class Report:
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
         runtimes: of a portable model: the result in each runtime (see onnxshot/delivery/portability.py).
         single: of a portable model: what a model made for one target reaches: `target`, `sqnr_db`, `ms`, `speedup`.
+        look: groups of nodes that were measured in another form before the plan was final: `group`, `form`, `nodes`,
+            `gain_db` of the outputs, `microseconds` that an inference takes longer (None where it was not timed),
+            `kept`.
         tried: what was measured because the result fell short: `options`, `sqnr_db`, `agreement`, `bytes`, `speedup`,
             `output_sqnr_db`, `level` and `reasons` of the verdict, and `taken`, true for what became the result.
         accepted: whether the user accepts a result below the floor, or one that misses a goal.
@@ -145,6 +148,7 @@ class Report:
     pareto: list[dict[str, Any]] = field(default_factory=list)
     runtimes: list[dict[str, Any]] = field(default_factory=list)
     single: dict[str, Any] = field(default_factory=dict)
+    look: list[dict[str, Any]] = field(default_factory=list)
     tried: list[dict[str, Any]] = field(default_factory=list)
     accepted: bool = False
 

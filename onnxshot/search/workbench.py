@@ -207,7 +207,8 @@ def workbench(
         plan = prepared.plan()
         refuse_not_finite(prepared.model, plan)
         gathered = observe(prepared, plan, given)
-        final = improve_plan(prepared, plan, gathered, given, reference)
+        alone = replace(prepared, recipe=replace(prepared.recipe, look=False))  # decided here
+        final = improve_plan(alone, plan, gathered, given, reference)
         calibrated, held_out = split(len(data))
         count = MOST_TRIED
         if bits_of(prepared.recipe) is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
@@ -30,6 +32,7 @@ class FinalPlan:
         improver: repairs the quantized model later; None where nothing can be tried.
         inferences: how many samples were run to observe changed models again.
         notes: what was done.
+        look: what was measured of groups of nodes in other forms (`Report.look`).
         learned_on: how many samples the integers of weights in blocks were learned from; 0 where none were.
     """
 
@@ -40,6 +43,7 @@ class FinalPlan:
     improver: Improver | None = None
     inferences: int = 0
     notes: tuple[str, ...] = ()
+    look: tuple[Mapping[str, Any], ...] = ()
     learned_on: int = 0
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
@@ -86,14 +90,20 @@ def improve_plan(
         model, reference.model, prepared.target, recipe, prepared.settings, prepared.trained, samples.data, gathered,
         timed,
     )  # fmt: skip
-    best = improver.best(plan, evidence)
+    best, found = improver.look(improver.best(plan, evidence))
     improver.release()
     decided = replace(
         recipe, grid=best.gridded, equalize=best.equalized,
         smooth=best.smoothed or (recipe.smooth and None),  # False would also switch off the fixed strength
         clip=recipe.clip if recipe.clip is not None else best.clips,
+        layers={**recipe.layers, **found.layers}, look=False,
     )  # fmt: skip
+    if found.layers:
+        recipe = decided  # the trials were made without these layers, and a replay would make them with them
+    elif found.rows:
+        recipe = replace(recipe, look=False)
+    notes = (*best.notes(), *([found.note] if found.note else ()))
     return FinalPlan(
-        replace(prepared, model=best.model), best.plan, best.evidence, decided, improver, improver.inferences,
-        tuple(best.notes()),
+        replace(prepared, model=best.model, recipe=recipe), best.plan, best.evidence, decided, improver,
+        improver.inferences, notes, found.rows,
     )  # fmt: skip

@@ -17,7 +17,6 @@ from onnxshot.graph import Model
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import Plan
 from onnxshot.report.report import Report
-from onnxshot.stages.balance_columns import balance_columns
 from onnxshot.stages.check_normalized import check_normalized
 from onnxshot.stages.improve_plan import FinalPlan, improve_plan
 from onnxshot.stages.observe import observe
@@ -92,9 +91,6 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         reference = check_normalized(prepared, data, report.timed)
     report.notes += [reference.note] if reference is not None and reference.note else []
 
-    with report.timed("balance"):
-        report.notes += balance_columns(prepared, samples)
-
     with report.timed("try LSTMs"):
         prepared, notes = settle_lstms(prepared, data, reference)
     report.notes += notes
@@ -110,6 +106,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     final = improve_plan(prepared, plan, gathered, samples, reference, report.timed)
     final = round_weights(final, samples, report.timed)
     report.notes += final.notes
+    report.look = [dict(row) for row in final.look]
 
     rewritten = rewrite_model(final, samples, report.timed)
     report.notes += rewritten.notes

@@ -82,6 +82,8 @@ def _sections(values: Values) -> Iterator[Markup]:
         yield _section("Weights: size by kind, and bits along the network", weights)
     if graph:
         yield _section("The graph, node by node", graph_map(graph, {row["tensor"]: row["sqnr_db"] for row in worst}))
+    if values.get("look"):
+        yield _section("What int8 costs, group by group", sections.look(values["look"]))
     if values.get("tried"):
         yield _section("Other options, measured", sections.tried(values["tried"]))
     if values.get("groups"):

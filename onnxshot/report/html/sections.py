@@ -56,6 +56,20 @@ def stages(rows: Sequence[Values]) -> Markup:
     )  # fmt: skip
 
 
+def look(rows: Sequence[Values]) -> Markup:
+    """One row for each group of nodes that was measured in another form; those that were taken say so."""
+    return table(
+        ("nodes", "form", "gain of the outputs", "time", ""),
+        [
+            (
+                row["group"], row["form"], f"{row['gain_db']:+.1f} dB",
+                "" if row["microseconds"] is None else f"{row['microseconds']:+.0f} µs", "taken" if row["kept"] else "",
+            )
+            for row in sorted(rows, key=lambda row: -row["gain_db"])
+        ],
+    )  # fmt: skip
+
+
 def tried(rows: Sequence[Values]) -> Markup:
     """One row for each of the other options that were measured."""
     return table(

@@ -1,0 +1,298 @@
+"""Look at a plan before it is final: what int8 costs the outputs, group by group, and what it saves.
+
+The error of a tensor does not tell whether it matters. So groups of nodes (`planning/groups.py`) are put back to float
+one at a time, on a few samples, and what the outputs gain is measured. Groups that cause much of the error are split,
+to find the part that causes it, and joined. What this costs in time is measured last, for the few candidates that
+gain, in turns with the plan as it is. A candidate is kept if it gains more than it costs.
+
+Weights of a group in float are stored in 8 bits where the target has such a form, so that the file stays small. Those
+of a front end are not: they are often a fixed transform, whose small coefficients count behind a Log.
+
+The number of inferences is bounded by that of the calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onnxshot import memory
+from onnxshot.errors import OnnxshotError
+from onnxshot.execution.candidate_race import CandidateError, Judge, candidate_of
+from onnxshot.graph import Model
+from onnxshot.graph.copies import copy_of
+from onnxshot.graph.lean_model import LeanModel
+from onnxshot.graph.macs import by_label
+from onnxshot.planning.groups import PlanGroup, halves, plan_groups
+from onnxshot.planning.name_patterns import exact_patterns
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, Plan
+from onnxshot.recipes.recipe import Recipe
+from onnxshot.rewriting.apply_plan import apply_plan, finish
+from onnxshot.rewriting.back_to_float import back_to_float
+from onnxshot.runtimes.ort_bench import NOISE, bench
+from onnxshot.runtimes.ort_runtime import Feed, Runnable
+from onnxshot.runtimes.ort_tensor_sizes import sizes_on
+from onnxshot.settings import Settings
+from onnxshot.targets.base import Target
+
+ENOUGH_DB = 30.0
+"""SQNR in dB of a typical sample from which nothing is looked for: the outputs are as good as those of most models."""
+_SAMPLES = 4  # a candidate is measured on; half as many where few were calibrated on
+_MANY = 32  # calibrated samples
+_GROUPS = 8  # are measured at first
+_LEAST_SHARE = 0.2  # of the noise that a group must cause: about 1 dB
+_PART = 0.8  # of its group's gain in dB that a half must have to be taken alone
+_SPLIT = 3  # groups that are split at most, those that cause most of the noise first
+_LEAST_GAIN_DB = 1.0
+_DB_PER_PERCENT = 1.0  # least gain for each percent of time
+_LOW_DB = 18.0  # below it, accuracy is scarce,
+_LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
+_TIMED = 3  # candidates
+_ROUNDS, _SECONDS = 40, 0.4  # of timing, at most
+_FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case
+
+Rules = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look found.
+
+    Attributes:
+        layers: rules for the recipe's `layers`, glob -> rule; empty where the plan stays as it is.
+        rows: what was measured, for the report: `group`, `form`, `gain_db`, `microseconds` (None where it was not
+            timed), `kept`.
+        note: what came of it, in words; empty where nothing was looked for.
+        inferences: how many samples were run on candidates.
+    """
+
+    layers: Rules = field(default_factory=dict)
+    rows: tuple[dict[str, Any], ...] = ()
+    note: str = ""
+    inferences: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A group in another form, or several of them together."""
+
+    groups: tuple[tuple[PlanGroup, str], ...]
+
+    def joined(self, other: _Part) -> _Part:
+        return _Part((*self.groups, *other.groups))
+
+    @property
+    def nodes(self) -> set[str]:
+        return {label for group, _ in self.groups for label in group.nodes}
+
+
+@dataclass(slots=True)
+class Looker:
+    """Looks at one plan.
+
+    Attributes:
+        model: the float model that the plan is for.
+        plan: the plan, with scales.
+        recipe: the recipe of the plan.
+        planned: plans the model by another recipe, with scales from the same statistics.
+        target: the target.
+        judge: compares candidates with the given model.
+        numbers: samples to measure on, best first; nothing was taken from them.
+        calibrated: number of samples that were calibrated on.
+        forced: labels of nodes that were asked for by name; they stay as they are.
+        settings: threads.
+    """
+
+    model: Model
+    plan: Plan
+    recipe: Recipe
+    planned: Callable[[Recipe], Plan]
+    target: Target
+    judge: Judge
+    numbers: Sequence[int]
+    calibrated: int
+    forced: Collection[str]
+    settings: Settings
+    _patterns: dict[str, str] = field(init=False)
+    _makes: dict[str, str] = field(init=False)
+    _plain: LeanModel = field(init=False)
+    _base: Runnable = field(init=False)
+    _found: dict[_Part, CandidateError] = field(init=False, default_factory=dict)
+    _times: dict[_Part, float] = field(init=False, default_factory=dict)
+    _inferences: int = field(init=False, default=0)
+    _base_ms: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._patterns = exact_patterns(self.model)
+        self._makes = {node.label: node.outputs[0].name for node in self.model.graph.nodes}
+        self._plain = LeanModel.of(self.model)
+        self._base = candidate_of(self._rewritten(_Part(())))
+        few = self.calibrated < _MANY or self._plain.weight_bytes > memory.part_bytes()
+        self.numbers = self.numbers[: _SAMPLES // 2 if few else _SAMPLES]
+
+    def look(self) -> Look:
+        """Measure, and return what is to be changed."""
+        nothing = _Part(())
+        if not self.numbers or not self._measured([nothing]):
+            return Look()
+        if self._db(nothing) >= ENOUGH_DB:
+            return Look(inferences=self._inferences)
+        found = plan_groups(self.model, self.plan, _GROUPS)
+        groups = [group for group in found if not any(label in self.forced for label in group.nodes)]
+        self._measured([self._part(group) for group in groups])
+        causes = sorted(self._causes(), key=self._share, reverse=True)
+        causes = [*(self._narrowed(one) for one in causes[:_SPLIT]), *causes[_SPLIT:]]
+        joined = [causes[0]] if causes else []
+        for one in causes[1:]:
+            joined.append(joined[-1].joined(one))
+        self._measured([*joined[1:], *self._others(causes)])
+        best = self._best(nothing)
+        return Look(
+            self._rules(best) if best.groups else {}, tuple(self._rows(best)), self._note(best, nothing),
+            self._inferences,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ what is measured
+
+    def _part(self, group: PlanGroup, form: str = "") -> _Part:
+        return _Part(((group, form or (FLOAT if group.kind == "front end" else STORED)),))
+
+    def _causes(self) -> list[_Part]:
+        """The groups that cause much of the noise."""
+        return [one for one in self._found if one.groups and self._share(one) >= _LEAST_SHARE]
+
+    def _narrowed(self, one: _Part) -> _Part:
+        """The half, the half of the half and so on of a group that has most of its gain."""
+        ((group, _),) = one.groups
+        while parts := [self._part(half) for half in halves(group)]:
+            if not self._measured(parts):
+                break
+            best = max(parts, key=self._share)
+            if self._gain(best) < _PART * self._gain(one):
+                break
+            one, ((group, _),) = best, best.groups
+        return one
+
+    def _others(self, causes: Iterable[_Part]) -> Iterator[_Part]:
+        """The same groups with their products quantized at run time, where they were static."""
+        how = {node.node: node for node in self.plan.nodes}
+        for one in causes:
+            ((group, _),) = one.groups
+            products = [label for label in group.nodes if how[label].op in self.target.dynamic & {"MatMul", "Gemm"}]
+            if products and all(how[label].how == STATIC for label in products):
+                yield self._part(PlanGroup(group.kind, tuple(products)), DYNAMIC)
+
+    def _measured(self, parts: Sequence[_Part]) -> bool:
+        """Measure candidates that were not; False where the bound on inferences leaves out one of them."""
+        new = [one for one in parts if one not in self._found]
+        left = (max(self.calibrated, _FEWEST_RUNS) - self._inferences) // len(self.numbers)
+        pairs = [(one, self._quick(one)) for one in new[: max(left, 0)]]
+        made = [(one, model) for one, model in pairs if model is not None]
+        for (one, _), error in zip(made, self.judge.measure((m for _, m in made), self.numbers), strict=True):
+            self._found[one] = error
+            self._inferences += len(self.numbers)
+        return all(one in self._found for one in parts)
+
+    def _quick(self, one: _Part) -> Runnable | None:
+        """A model that computes as the candidate, for measurements alone; None where it cannot be made."""
+        if not one.groups:
+            return self._base
+        if any(form == DYNAMIC for _, form in one.groups):
+            return candidate_of(self._rewritten(one))
+        static = [self._makes[label] for label in self.plan.labels(STATIC) if label in self._makes]
+        makes = [self._makes[label] for label in one.nodes]
+        made = back_to_float(LeanModel.of(self._base), self._plain, makes, static)
+        if made is None or isinstance(self._base, LeanModel):
+            return made
+        return bytes(made.to_proto().SerializeToString())
+
+    def _rules(self, one: _Part) -> Rules:
+        return {self._patterns[label]: {"mode": form} for group, form in one.groups for label in group.nodes}
+
+    def _rewritten(self, one: _Part) -> Model:
+        recipe = replace(self.recipe, layers={**self.recipe.layers, **self._rules(one)})
+        made = copy_of(self.model)
+        apply_plan(made, self.planned(recipe) if one.groups else self.plan, recipe)
+        return made
+
+    # ------------------------------------------------------------------ what it gains and costs
+
+    def _db(self, one: _Part) -> float:
+        """SQNR in dB of a typical sample, or of the worst output over all samples, whichever is lower."""
+        return min(self._found[one].typical_db, self._found[one].worst_db)
+
+    def _gain(self, one: _Part) -> float:
+        return self._db(one) - self._db(_Part(()))
+
+    def _share(self, one: _Part) -> float:
+        """Share 0..1 of the noise that goes with this part; negative where noise is added."""
+        return 1.0 - float(10 ** (-self._gain(one) / 10)) if one in self._found else 0.0
+
+    def _best(self, nothing: _Part) -> _Part:
+        """The candidate that gains most beyond what its time costs."""
+        rate = _LOW_DB_PER_PERCENT if self._db(nothing) < _LOW_DB else _DB_PER_PERCENT
+        work = by_label(sizes_on(self.model, self.judge.samples[self.numbers[0]].feed).work(self.model))
+        total = sum(work.values()) or 1
+
+        def worth(one: _Part, percent: float) -> float:
+            lost = max(percent - 100 * NOISE, 0.0)
+            return min(self._gain(one), ENOUGH_DB + 5.0 - self._db(nothing)) - rate * lost
+
+        def expected(one: _Part) -> float:
+            """As `worth`, as if int8 halved the time of all multiply-accumulates."""
+            return worth(one, 100 * sum(work.get(label, 0) for label in one.nodes) / total)
+
+        tried = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
+        tried = sorted(tried, key=expected, reverse=True)[:_TIMED]
+        self._time(tried)
+        found = {one: worth(one, self._percent(one)) for one in tried}
+        return max([one for one in tried if found[one] >= _LEAST_GAIN_DB], key=found.__getitem__, default=nothing)
+
+    def _percent(self, one: _Part) -> float:
+        """Percent of time that a candidate takes more than the plan as it is; negative where it is faster."""
+        return 100 * (self._times[one] - 1) if one in self._times else 0.0
+
+    def _time(self, parts: Sequence[_Part]) -> None:
+        """Time candidates in turns with the plan as it is."""
+        if not parts or not self.target.runs_here:
+            return
+        feeds: list[Feed] = [self.judge.samples[number].feed for number in self.numbers]
+        built = [self._rewritten(one) for one in (_Part(()), *parts)]
+        for one, error in zip(parts, self.judge.measure(map(candidate_of, built[1:]), self.numbers), strict=True):
+            self._found[one] = error  # of what the planner really makes
+        for made in built:
+            finish(made, self.target, self.recipe)
+        models = list(map(LeanModel.of, built))
+        try:
+            rows = bench(
+                models, feeds, threads=self.settings.threads, rounds=_ROUNDS, seconds=_SECONDS, precision=NOISE
+            )
+        except OnnxshotError:
+            return
+        self._base_ms = rows[0].median_ms
+        for one, row in zip(parts, rows[1:], strict=True):
+            self._times[one] = 1 / row.ratio
+
+    # ------------------------------------------------------------------ what is told
+
+    def _rows(self, best: _Part) -> Iterator[dict[str, Any]]:
+        for one in self._found:
+            if one.groups:
+                names = " + ".join(f"{group}" for group, _ in one.groups)
+                forms = " + ".join(dict.fromkeys(form for _, form in one.groups))
+                micro = None if one not in self._times else 1e3 * self._base_ms * (self._times[one] - 1)
+                yield {
+                    "group": names, "form": forms, "nodes": len(one.nodes), "gain_db": self._gain(one),
+                    "microseconds": micro, "kept": one == best,
+                }  # fmt: skip
+
+    def _note(self, best: _Part, nothing: _Part) -> str:
+        if not best.groups:
+            return ""
+        names = " + ".join(f"{group}" for group, _ in best.groups)
+        took = "" if best not in self._times else f", time {self._percent(best):+.1f} %"
+        return (
+            f"{names}: not in static int8, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
+            f"{self._db(best):.1f} dB after, on {len(self.numbers)} samples{took}"
+        )

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import Case
+from handmade.core import weight
+from planned_models import run, small
+from planned_models import sqnr as sqnr_of
+
+from onnxshot.api.quantize import quantize
+from onnxshot.settings import Settings
+
+QUICK = Settings(use_cache=False, threads=1, bench_seconds=0.01, search_seconds=0)
+
+SPECTRUM = """g (float[n, 1, 600] x) => (float[n, 8] y, float[n, 16, 68] l) {
+    s = Conv<strides = [8]>(x, dft)
+    p = Mul(s, s)
+    q = Conv(p, mel)
+    t = Add(q, floor)
+    l = Log(t)
+    c = Conv(l, w1)
+    r = Relu(c)
+    d = Conv(r, w2)
+    e = Relu(d)
+    m = GlobalAveragePool(e)
+    y = Flatten(m)
+}"""
+
+
+def spectrum() -> Case:
+    """A spectrum whose bands differ by 60 dB in power, in front of a Log."""
+    steps = np.arange(64)
+    dft = np.stack([np.cos(2 * np.pi * (k + 1) * steps / 64) * np.hanning(64) for k in range(24)])[:, None]
+    constants = {
+        "dft": dft.astype(np.float32), "mel": np.abs(weight(16, 24, 1)), "floor": np.array(1e-6, np.float32),
+        "w1": weight(32, 16, 3, seed=1), "w2": weight(8, 32, 3, seed=2),
+    }  # fmt: skip
+    case = small(SPECTRUM, constants, x=(1, 1, 600))
+    random, feeds = np.random.default_rng(0), []
+    time = np.arange(600)
+    for _ in range(24):
+        tone = np.sin(2 * np.pi * time * random.integers(2, 5) / 64) * np.exp(-time / 80)
+        feeds.append({"x": (tone + 1e-3 * random.normal(size=600)).astype(np.float32)[None, None]})
+    return Case(case.model, feeds)
+
+
+def made(case: Case, folder: Path, **options: Any) -> Any:
+    return quantize(case.model, case.feeds, output=str(folder / "m.onnx"), settings=QUICK, **options)
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return made(spectrum(), tmp_path_factory.mktemp("on"))
+
+
+def test_a_front_end_whose_int8_costs_the_outputs_goes_back_to_float(looked: Any, tmp_path: Path) -> None:
+    case = spectrum()
+    plain = made(case, tmp_path, look=False)
+    before, after = (sqnr_of(case, one.model.to_proto()) for one in (plain, looked))
+    assert after > before + 6
+    (kept,) = [row for row in looked.report.look if row["kept"]]
+    assert "front end" in kept["group"]
+    assert kept["form"].startswith("float")
+    assert kept["microseconds"] is not None
+    assert any("front end" in note for note in looked.report.notes)
+    assert plain.report.look == []
+    gain = {row["group"]: row["gain_db"] for row in looked.report.look}
+    assert gain[kept["group"]] == max(gain.values())
+
+
+def test_the_record_holds_what_was_found_and_replays_to_the_same_bytes(looked: Any, tmp_path: Path) -> None:
+    case = spectrum()
+    proto = looked.model.to_proto()
+    recorded = json.loads({p.key: p.value for p in proto.metadata_props}["onnxshot.recipe"])
+    assert recorded["look"] is False
+    assert recorded["layers"]
+    again = quantize(
+        case.model, case.feeds, output=str(tmp_path / "again.onnx"), settings=QUICK,
+        **{k: v for k, v in recorded.items() if k not in ("target", "mode")},
+    )  # fmt: skip
+    for feed in case.feeds[:4]:
+        for one, other in zip(run(proto, feed), run(again.model.to_proto(), feed), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert again.report.look == []
+
+
+def test_nothing_is_looked_for_with_effort_fast_or_good_outputs(tmp_path: Path) -> None:
+    assert made(spectrum(), tmp_path, effort="fast").report.look == []
+    text = "g (float[n, 4, 8, 8] x) => (float[n, 4, h, w] y) {\n y = Conv(x, w)\n}"
+    good = small(text, {"w": weight(4, 4, 3, 3)}, x=(1, 4, 8, 8))
+    assert made(good, tmp_path / "good", effort="balanced").report.look == []
+
+
+def test_a_node_that_was_asked_for_stays(tmp_path: Path) -> None:
+    found = made(spectrum(), tmp_path, include=["s"])
+    proto = found.model.to_proto()
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    convs = [node for node in proto.graph.node if node.op_type == "Conv"]
+    assert makers[convs[0].input[1]].op_type == "DequantizeLinear"
+    assert not any(row["kept"] and "front end" in row["group"] for row in found.report.look)
