@@ -16,8 +16,9 @@ from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.planning.groups import PlanGroup, plan_groups
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.name_patterns import exact_patterns
+from onnxshot.planning.node_mode import elements
 from onnxshot.planning.node_recipe import NodeRecipes
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, Plan
+from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STATIC, STORED, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.planning.trained_scales import Trained
@@ -29,6 +30,8 @@ from onnxshot.runtimes.ort_runtime import Feed, Runnable
 from onnxshot.targets.base import Target
 
 _FEEDS = 4  # that kernels are timed on
+_TWICE = 2.2  # times one product, at most: two products, and the quantization of what the first one leaves
+_WIDE = 1 << 16  # values of a weight: below them two products are slower than one in float
 _PASSES = 3  # over samples for one plan at most: what is quantized may depend on what was seen
 
 
@@ -80,9 +83,17 @@ class PlanTrials:
         return found
 
     def forms(self, group: PlanGroup) -> Sequence[str]:
-        """Float, and dynamic for static products where the target has a kernel for that."""
-        products = any(self._how[label] == STATIC and self._may_be_dynamic(label) for label in group.nodes)
-        return (STORED, DYNAMIC) if products and self.recipe.mode == STATIC else (STORED,)
+        """Float, and for products that the target has kernels for: dynamic in place of static, and inputs of 16 bits.
+
+        Those take two products, which are faster than float where the weight is large.
+        """
+        products = {self._how[label] for label in group.nodes if self._may_be_dynamic(label)}
+        found = [STORED]
+        if STATIC in products and self.recipe.mode == STATIC:
+            found.append(DYNAMIC)
+        if any(self._may_be_dynamic(label) and self._is_wide(label) for label in group.nodes):
+            found.append(DYNAMIC16)
+        return found
 
     def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
         """Yield the noise relative to the signal with one group quantized in a form, and all others in float."""
@@ -95,7 +106,7 @@ class PlanTrials:
 
     def milliseconds(self, group: PlanGroup, form: str) -> float:
         """How much more time a group takes in this form."""
-        planned, other = self.times[0], self.times[2 if form == DYNAMIC else 1]
+        planned, other = self.times[""], self.times[form]
         return sum(other[label] - planned[label] for label in group.nodes)
 
     def measure(self, plans: Iterable[Plan]) -> Iterator[float]:
@@ -133,19 +144,27 @@ class PlanTrials:
         return replace(recipe, layers={**own, **recipe.layers})
 
     @cached_property
-    def times(self) -> tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float]]:
-        """Milliseconds of each node as planned, in float, and with products at run time."""
-        labels = [label for group in self.groups() for label in group.nodes]
-        moved = frozenset((label, DYNAMIC) for label in labels if self._may_be_dynamic(label))
-        models: list[LeanModel] = [LeanModel.of(self.model), LeanModel.of(self._finished(self.plan))]
-        has_dynamic = any(DYNAMIC in self.forms(group) for group in self.groups())
-        if has_dynamic:
-            models.append(LeanModel.of(self._finished(self.plan_of(self.recipe_of(moved)))))
+    def times(self) -> Mapping[str, Mapping[str, float]]:
+        """Form -> milliseconds of each node; the empty form is the one that it is planned in."""
+        groups = self.groups()
+        labels = [label for group in groups for label in group.nodes]
+        tried = {form for group in groups for form in self.forms(group)}
+        models = {STORED: LeanModel.of(self.model), "": LeanModel.of(self._finished(self.plan))}
+        if tried & {DYNAMIC, DYNAMIC16}:
+            moved = frozenset((label, DYNAMIC) for label in labels if self._may_be_dynamic(label))
+            models[DYNAMIC] = LeanModel.of(self._finished(self.plan_of(self.recipe_of(moved))))
         parts = {label: self._nodes[label].outputs[0].name for label in labels}
-        found = kernel_times(
-            models, parts, self.feeds[:_FEEDS], threads=self.threads, seconds=self.seconds * len(models)
-        )
-        return found[1], found[0], found[2] if has_dynamic else found[1]
+        timed = kernel_times(
+            list(models.values()), parts, self.feeds[:_FEEDS], threads=self.threads,
+            seconds=self.seconds * len(models),
+        )  # fmt: skip
+        found = dict(zip(models, timed, strict=True))
+        if DYNAMIC in found:
+            found[DYNAMIC16] = {
+                label: _TWICE * found[DYNAMIC][label] if self._may_be_dynamic(label) else found[STORED][label]
+                for label in labels
+            }
+        return found
 
     @cached_property
     def _how(self) -> Mapping[str, str]:
@@ -154,6 +173,9 @@ class PlanTrials:
     def _may_be_dynamic(self, label: str) -> bool:
         op = self._nodes[label].op
         return op in PRODUCTS and op in self.target.dynamic
+
+    def _is_wide(self, label: str) -> bool:
+        return elements(self._nodes[label].inputs[1]) >= _WIDE
 
     def _alone(self, group: PlanGroup, form: str) -> Plan:
         """Plan a group in a form, and all other nodes in float.

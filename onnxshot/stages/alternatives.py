@@ -26,7 +26,7 @@ from onnxshot.execution.candidate_race import Judge
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.save import write
-from onnxshot.planning.plan import DYNAMIC, FLOAT, OPERATOR, STATIC, STORED, WEIGHTS
+from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, OPERATOR, STATIC, STORED, WEIGHTS
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
@@ -44,6 +44,7 @@ from onnxshot.stages.settle_forms import AUTO, settle_forms
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 AS_ASKED = "as asked for"
+_FORMS = {STORED: "in float", DYNAMIC: "with scales at run time", DYNAMIC16: "with inputs of 16 bits"}
 _HARDLY_FASTER = 1.2  # times as fast as the input
 _SHARE = 0.25  # of the result's weight bytes: float recurrent layers below it are not what makes the file large
 _TRIED_ON = 4  # samples
@@ -162,7 +163,7 @@ class Alternatives:
         trials = self._trials(data)
         groups = trials.groups()
         total = self.made.report.latency.get("ms", 0.0)
-        search = GroupSearch(trials, total or sum(trials.times[0].values()), _MOST_MODELS)
+        search = GroupSearch(trials, total or sum(trials.times[""].values()), _MOST_MODELS)
         wanted = self._wanted_db
         tried = set()
         for _ in range(_MOST_MIXES):
@@ -280,7 +281,7 @@ class Alternatives:
 def _words(mix: Mix) -> str:
     """A mix in words: how many nodes of which groups moved, and to which form."""
     parts = []
-    for form, said in ((STORED, "in float"), (DYNAMIC, "with scales at run time")):
+    for form, said in _FORMS.items():
         kinds: dict[str, int] = {}
         for group, its in mix.groups:
             if its == form:
