@@ -12,6 +12,7 @@ from onnxshot.api.sensitivity import Sensitivity
 from onnxshot.cli.terminal import STYLES, name_column, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, decibels, level_of, words_of
+from onnxshot.report.counts import counts
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import blocks_in_words, decoding_in_one_line, in_one_line, rise_of
 from onnxshot.report.values import VECTOR, Artifact
@@ -220,6 +221,7 @@ def _headline(report: Report) -> str:
     if report.agreement is not None:
         judged = judged and level_of(None, report.agreement, report.samples.get("cases")) == BAD
         parts.append(accuracy(None, report.agreement, judged=judged))
+    parts += counts(report.matches)
     if report.int8_macs_share is not None:
         parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
     if report.speedup is not None:

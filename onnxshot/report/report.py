@@ -43,6 +43,8 @@ class Report:
             `channels`, `quiet_db`, `loud_db`.
         judged: what was left out of these figures. `random`: nodes that draw random numbers. `ordered`: by output that
             an operator such as TopK has ordered, the share of equal picks. `copied`: outputs that partly copy inputs.
+        matches: what is counted in outputs of a known kind (see onnxshot/comparison/output_matches.py), by output:
+            `kind`, `same` and `of`. The first output that has an agreement gives `agreement`.
         output_equal: share of equal values of each output that is not float.
         output_kl: mean Kullback-Leibler divergence from the float model, in nats, of each output that is a softmax or
             is named logits.
@@ -115,6 +117,7 @@ class Report:
     sample_db: dict[str, dict[str, float]] = field(default_factory=dict)
     output_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
+    matches: dict[str, dict[str, Any]] = field(default_factory=dict)
     output_equal: dict[str, float] = field(default_factory=dict)
     output_kl: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)

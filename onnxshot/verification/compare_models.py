@@ -14,6 +14,7 @@ from onnxshot import memory
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.class_scores import Scores, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
+from onnxshot.comparison.output_matches import CLASSES, DECISIONS, LABELS, Match, Matches
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.token_outputs import token_ids, token_output
 from onnxshot.comparison.token_scores import TokenScores
@@ -142,7 +143,9 @@ def compare(
         raise ModelError(f"the models have no output in common: {shown}")
     outline = parsed(setup.reference)
     tokens = _tokens(outline, float_runner, names, samples, start)
-    sums, picks = _sums(setup, names, tokens), Picks(setup)
+    makers = makers_of(setup.reference)
+    sums, picks = _sums(setup, names, makers, tokens), Picks(setup)
+    matches = Matches(makers, [name for name in names if sums[name].scores is None])
     totals, first_samples, kept = Totals(), list[Sample](), Spool()
     count, has_picks = 0, True
     for sample, wanted, got in run_both(float_runner, runner, samples, workers, setup):
@@ -152,6 +155,7 @@ def compare(
         if tokens is not None:
             tokens.add(sample.feed, wanted[tokens.output.logits], got[tokens.output.logits])
         picks.add(wanted, got)
+        matches.add(wanted, got)
         if count < SAMPLES:
             held = {name: values.copy() for name, values in wanted.items()} if setup.orders else wanted  # no views
             first_samples.append(setup.sample(sample, held))
@@ -177,7 +181,7 @@ def compare(
         others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
         rows = closest(rows, others)
     kept.close()
-    found = _comparison(sums, totals, count, picks, tokens)
+    found = _comparison(sums, totals, count, matches, picks, tokens)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
         found, contract=difference(*sides), notes=(*notes, *setup.notes, *found.notes), tensors=rows,
@@ -224,12 +228,13 @@ def _tokens(
     return TokenScores(output, is_causal(lambda feed: float_runner.run(feed, [output.logits]), some, output))
 
 
-def _sums(setup: ComparisonSetup, names: Iterable[str], tokens: TokenScores | None = None) -> dict[str, Sums]:
+def _sums(
+    setup: ComparisonSetup, names: Iterable[str], makers: Mapping[str, str], tokens: TokenScores | None = None
+) -> dict[str, Sums]:
     """One accumulator per output of the models that run, by output name."""
     logits = tokens.output.logits if tokens is not None else ""
     ordered = {output for outputs in setup.ordered_outputs.values() for output in outputs}
     left_out = ordered | {one.output for one in setup.copied} | {logits}
-    makers = makers_of(setup.reference)
     scores = {n: None if setup.is_sort_key(n) or n in left_out else _scores(n, makers) for n in names}
     sums = {name: Sums(setup.output_name(name), scores=one) for name, one in scores.items()}
     if logits:
@@ -242,13 +247,22 @@ def _scores(name: str, makers: Mapping[str, str]) -> Scores:
 
 
 def _comparison(
-    sums: Mapping[str, Sums], totals: Totals, count: int, picks: Picks | None = None, tokens: TokenScores | None = None
+    sums: Mapping[str, Sums],
+    totals: Totals,
+    count: int,
+    matches: Matches,
+    picks: Picks | None = None,
+    tokens: TokenScores | None = None,
 ) -> Comparison:
-    ordered = picks.shares() if picks is not None else {}
-    rows = tuple(_with_shared_picks(entry.row(), ordered) for entry in sums.values())
+    ordered = picks.matches() if picks is not None else {}
+    known = matches.found()
+    rows = tuple(_with_picks(_with_match(entry.row(), known.get(name)), ordered) for name, entry in sums.items())
     if tokens is not None and tokens.positions:
+        own = Match(CLASSES, tokens.agreed, tokens.positions)
         logits, share, of = tokens.output.logits, tokens.agreement, tokens.positions
-        rows = tuple(replace(row, agreement=share, cases=of) if row.name == logits else row for row in rows)
+        rows = tuple(
+            replace(row, agreement=share, cases=of, match=own) if row.name == logits else row for row in rows
+        )
     return Comparison(
         outputs=rows,
         sqnr_db=totals.all.value,
@@ -263,7 +277,7 @@ def _comparison(
             *(_part_note(r) for r in rows if r.part is not None),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ),
-        ordered=ordered,
+        ordered={name: match.share for name, match in ordered.items()},
         tokens=tokens if tokens is not None and tokens.positions else None,
     )
 
@@ -275,12 +289,25 @@ def _part_note(row: OutputRow) -> str:
     return f"output {row.name!r}: {where}: SQNR {part.quiet_db:.1f} dB there, {part.loud_db:.1f} dB in the others"
 
 
-def _with_shared_picks(row: OutputRow, ordered: Mapping[str, float]) -> OutputRow:
-    """Adjust the row of an output that TopK or a similar node orders: its agreement is the share of identical picks."""
-    share = ordered.get(row.name)
-    if share is None:
+def _with_match(row: OutputRow, match: Match | None) -> OutputRow:
+    """The row with what is counted in its output.
+
+    The agreement of a sigmoid is about what is above 0.5, not about the highest of several values.
+    """
+    if match is None:
         return row
-    return replace(row, agreement=share, cases=0, equal=None if row.equal is None else min(row.equal, share))
+    if match.kind in (DECISIONS, LABELS):
+        row = replace(row, agreement=match.share, cases=match.of)
+    return replace(row, match=match)
+
+
+def _with_picks(row: OutputRow, ordered: Mapping[str, Match]) -> OutputRow:
+    """Adjust the row of an output that TopK or a similar node orders: its agreement is the share of identical picks."""
+    match = ordered.get(row.name)
+    if match is None:
+        return row
+    equal = None if row.equal is None else min(row.equal, match.share)
+    return replace(row, agreement=match.share, cases=match.of, match=match, equal=equal)
 
 
 def _pick_notes(picks: Picks) -> list[str]:
@@ -320,11 +347,13 @@ def compare_loaded(reference: Runnable, candidate: Loaded, samples: Dataset, *, 
     common, names = names, _comparable(setup, names)
     makers = makers_of(reference)
     sums, totals = {name: Sums(name, scores=_scores(name, makers)) for name in names}, Totals()
+    matches = Matches(makers, [name for name in common if name not in names])
     alike = ComparisonSetup(reference)
     for sample, wanted, got in run_both(float_runner, candidate, samples if names else [samples[0]], 1, alike):
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
-    found = _comparison(sums, totals, len(samples))
+        matches.add(wanted, got)
+    found = _comparison(sums, totals, len(samples), matches)
     left_out = [name for name in common if name not in names]
     if not left_out:
         return found

@@ -13,6 +13,7 @@ from onnxshot.comparison.balanced_sqnr import add_output
 from onnxshot.comparison.class_scores import Scores
 from onnxshot.comparison.comparison_setup import ComparisonSetup
 from onnxshot.comparison.ordering_nodes import Order
+from onnxshot.comparison.output_matches import CLASSES, PICKS, Match
 from onnxshot.comparison.output_parts import Part, Parts
 from onnxshot.comparison.sample_spread import spread
 from onnxshot.maths.sqnr import SqnrSum
@@ -35,7 +36,8 @@ class OutputRow:
         agreement: Top-1 agreement, 0..1, along the last axis, of an output that looks like class scores (see
             `onnxshot.comparison.class_scores`). Share of identical picks of an output that TopK or a similar node
             orders.
-        cases: Number of rows that the agreement is a share of; 0 if unknown.
+        cases: Number of cases that the agreement is a share of; 0 if unknown.
+        match: What is counted in an output of a known kind (see `onnxshot.comparison.output_matches`).
         equal: Share of equal values, 0..1, of an output that is not float.
         other_shape: Number of samples on which the shapes differ. Their noise counts as large as the signal.
         part: Channels that are far quieter than the others (see `onnxshot.comparison.output_parts`).
@@ -50,6 +52,7 @@ class OutputRow:
     max_abs_error: float = 0.0
     agreement: float | None = None
     cases: int = 0
+    match: Match | None = None
     equal: float | None = None
     other_shape: int = 0
     part: Part | None = None
@@ -157,19 +160,24 @@ class Sums:
 
     def row(self) -> OutputRow:
         """The accumulated errors as a row."""
+        scores = self.scores
+        agreement, match = scores.agreement if scores is not None else None, None
+        if scores is not None and agreement is not None:
+            match = Match(CLASSES, scores.agreed, scores.decided)
         return OutputRow(
             name=self.name,
             sqnr_db=self.own.all.value,
             unoptimized_db=self.own.plain.value,
             optimized_db=self.own.first.value,
             max_abs_error=self.max_error,
-            agreement=self.scores.agreement if self.scores is not None else None,
-            cases=self.scores.decided if self.scores is not None else 0,
+            agreement=agreement,
+            cases=scores.decided if scores is not None else 0,
+            match=match,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
             part=self.parts.found if self.parts is not None else None,
             samples_db=spread(self.each),
-            kl_nats=self.scores.divergence if self.scores is not None else None,
+            kl_nats=scores.divergence if scores is not None else None,
         )
 
 
@@ -203,10 +211,19 @@ class Picks:
         """For each ordering node: the node, the number of picks that both models share, and the number of picks."""
         return [(order, *self._counts[order.number]) for order in self.setup.orders]
 
-    def shares(self) -> dict[str, float]:
-        """Share of identical picks, 0..1, by output; the lowest if several nodes order it."""
-        found: dict[str, float] = {}
-        for order, same, of in self.counts():
+    def matches(self) -> dict[str, Match]:
+        """Identical picks, by output; of the node with the lowest share if several nodes order it.
+
+        If NonMaxSuppression is among them, the last one counts: its picks are the detections, and what is picked before
+        are proposals.
+        """
+        counts = self.counts()
+        last = {name: order.number for order, _, _ in counts if order.op == "NonMaxSuppression"
+                for name in self.setup.ordered_outputs[order.number]}  # fmt: skip
+        found: dict[str, Match] = {}
+        for order, same, of in counts:
             for name in sorted(self.setup.ordered_outputs[order.number]) if of else ():
-                found[name] = min(found.get(name, 1.0), same / of)
+                one = Match(PICKS, same, of)
+                if last.get(name, order.number) == order.number:
+                    found[name] = min(found.get(name, one), one, key=lambda match: match.share)
         return found

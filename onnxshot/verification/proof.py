@@ -65,6 +65,7 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
             setattr(report, name, value)
         report.sample_db = {row.name: dict(row.samples_db) for row in found.outputs if row.samples_db}
         report.output_parts = {row.name: asdict(row.part) for row in found.outputs if row.part is not None}
+        report.matches = {row.name: asdict(row.match) for row in found.outputs if row.match is not None}
         report.output_kl = {row.name: row.kl_nats for row in found.outputs if row.kl_nats is not None}
         if found.tokens is not None:
             output = found.tokens.output

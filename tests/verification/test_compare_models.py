@@ -417,3 +417,25 @@ def test_sessions_of_large_files_are_not_kept(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(memory, "held_bytes", lambda: 0)
     assert not OpenModels([path], 1).keeps(path)
     assert not OpenModels([tmp_path / "missing.onnx"], 1).keeps(tmp_path / "missing.onnx")
+
+
+def test_rows_say_what_is_counted() -> None:
+    """Labels of a sigmoid agree by what is above 0.5; the counts are those of all samples."""
+    text = """(float[8, 6] x) => (float[8, 6] labels, float[8, 6] scores) {
+        h = Mul(x, scale) shifted = Add(h, bias) labels = Sigmoid(shifted) scores = Softmax<axis=-1>(shifted) }"""
+    scale, given = np.float32([20]), samples(6, 8, 6)
+    biases = [values(6) - 15, values(6) + np.float32(2.0) * values(6, seed=3) - 15]
+    one, other = (bytes_of(text, scale=scale, bias=bias) for bias in biases)
+    rows = {row.name: row for row in compare(one, other, given).outputs}
+    sides = [np.concatenate([20 * s.feed["x"] + bias for s in given]) for bias in biases]
+    on = [side > 0 for side in sides]
+    match = rows["labels"].match
+    assert match is not None
+    assert (match.kind, match.same, match.of) == ("labels", (on[0] & on[1]).sum(), (on[0] | on[1]).sum())
+    assert match.same < match.of
+    assert rows["labels"].agreement == match.share
+    assert rows["labels"].cases == match.of
+    match = rows["scores"].match
+    assert match is not None
+    assert (match.kind, match.of) == ("classes", rows["scores"].cases)
+    assert rows["scores"].agreement == match.share

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.counts import counts
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import bar
 from onnxshot.report.html.markup import Markup, el, join
@@ -41,6 +42,7 @@ def tiles(values: Values) -> Markup:
     found = [
         ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
         ("equal answers", figures.percent(values.get("agreement"))),
+        ("the same as float", ", ".join(counts(values.get("matches") or {}))),
         ("perplexity", perplexities(values).replace("->", "→")),
         ("perplexity of decoded tokens", on_own_cache(values)),
         ("divergence", divergence(values)),
