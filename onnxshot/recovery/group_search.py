@@ -16,7 +16,7 @@ from typing import Protocol
 
 from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.planning.groups import PlanGroup, halves
-from onnxshot.planning.plan import STORED
+from onnxshot.planning.plan import FLOAT, STORED
 
 Forms = frozenset[tuple[str, str]]
 """The nodes that leave the form they are planned in: (label, new form)."""
@@ -24,6 +24,7 @@ Forms = frozenset[tuple[str, str]]
 SAME = 0.02
 """Relative difference in time that counts as none."""
 _STATES = 512  # mixes of the first groups that are kept while the next one is added
+_LEAST = 0.01  # of the noise with a group in 8 bits: what the difference of two measurements may say at least
 _SAME_NOISE = 1.12  # half a dB
 _STEP = 1.26  # one dB: by so much at least a prediction is corrected that was too good
 
@@ -37,6 +38,12 @@ class Trials(Protocol):
 
     def forms(self, group: PlanGroup) -> Sequence[str]:
         """The other forms that a group has, in float first."""
+
+    def has_weights(self, group: PlanGroup) -> bool:
+        """Whether a node of the group multiplies by a weight."""
+
+    def none(self) -> float:
+        """The noise of the outputs relative to their signal where all groups are in float."""
 
     def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
         """Yield the noise of the outputs relative to their signal where this group alone is quantized, in this form.
@@ -77,21 +84,23 @@ class _Option:
 
 @dataclass(frozen=True, slots=True)
 class _Predicted:
-    """A mix of the first groups, as predicted. picks: the form of each."""
+    """A mix of the first groups, as predicted.
+
+    Attributes:
+        ms: milliseconds over the plan.
+        noise: relative to the signal.
+        picks: the form of each group.
+        computes: whether a node with a weight is left in 8 bits; else the mix is no result.
+    """
 
     ms: float
     noise: float
     picks: tuple[str, ...]
+    computes: bool
 
     @property
     def moved(self) -> int:
         return sum(map(bool, self.picks))
-
-    @property
-    def in_float(self) -> bool:
-        """Whether nothing is left in 8 bits: that is no result."""
-        return all(pick == STORED for pick in self.picks)
-
 
 @dataclass(slots=True)
 class GroupSearch:
@@ -114,6 +123,7 @@ class GroupSearch:
     _found: dict[Forms, Mix] = field(default_factory=dict)
     _items: list[PlanGroup] = field(default_factory=list)
     _ratio: float = 1.0
+    _rest: float | None = None
 
     def find(self, groups: Sequence[PlanGroup], goal_db: float) -> list[Mix]:
         """Return the mixes found that reach the goal, the one to take first; empty where none does.
@@ -132,6 +142,11 @@ class GroupSearch:
     def _search(self, goal_db: float) -> None:
         """Measure mixes until one reaches the goal and splitting groups brings nothing."""
         wanted = 10 ** (-goal_db / 10)
+        if self._rest is None:
+            self._rest = self.trials.none()
+            self.measured += 1
+        if self._rest > wanted:
+            return
         while self._items and self.measured < self.most:
             self._measure_alone()
             front = self._front()
@@ -146,7 +161,8 @@ class GroupSearch:
                 break
             else:
                 measured = 10 ** (-mix.sqnr_db / 10)
-                self._ratio = max(self._ratio * _STEP, measured / max(chosen.noise, 1e-12))
+                own = max(measured - self._rest, 0.0)
+                self._ratio = max(self._ratio * _STEP, own / max(chosen.noise, 1e-12))
 
     def _rank(self, mix: Mix, others: Sequence[Mix]) -> tuple[float, int, int]:
         """Sort key: time, where it differs; accuracy in whole dB; then how much is moved."""
@@ -161,16 +177,19 @@ class GroupSearch:
         found = dict(zip(moves, self.trials.alone(moves), strict=True))
         self.measured += len(moves)
         for item in new:
-            options = [_Option("", 0.0, found[item, ""])]
+            options = [_Option("", 0.0, self._own(found[item, ""]))]
             for number, form in enumerate(self.trials.forms(item)):
-                options.append(
-                    _Option(form, self.trials.milliseconds(item, form), found[item, form] if number else 0.0)
-                )
+                noise = self._own(found[item, form]) if number else 0.0
+                options.append(_Option(form, self.trials.milliseconds(item, form), noise))
             self._options[item] = tuple(options)
+
+    def _own(self, noise: float) -> float:
+        """The noise of a group by itself: without that of what is in no group."""
+        return max(noise - (self._rest or 0.0), _LEAST * noise)
 
     def _chosen(self, front: Sequence[_Predicted], wanted: float) -> _Predicted:
         """The mix that should reach the noise at the least cost; else the one with the least noise."""
-        enough = [one for one in front if one.noise * self._ratio <= wanted]
+        enough = [one for one in front if one.noise * self._ratio + (self._rest or 0.0) <= wanted]
         if not enough:
             return min(front, key=lambda one: (one.noise, one.ms))
         limit = min(one.ms for one in enough) + SAME * self.total_ms
@@ -180,23 +199,26 @@ class GroupSearch:
 
     def _front(self) -> list[_Predicted]:
         """The mixes that no other one beats in time and noise; without the one that has everything in float."""
-        states = [_Predicted(0.0, 0.0, ())]
+        states = [_Predicted(0.0, 0.0, (), computes=False)]
         for item in self._items:
+            weighted = self.trials.has_weights(item)
             grown = [
-                _Predicted(one.ms + option.ms, one.noise + option.noise, (*one.picks, option.form))
+                _Predicted(
+                    one.ms + option.ms, one.noise + option.noise, (*one.picks, option.form),
+                    computes=one.computes or (weighted and option.form not in (FLOAT, STORED)),
+                )
                 for one in states
                 for option in self._options[item]
             ]
             grown.sort(key=lambda one: (one.ms, one.noise))
-            states = [one for one in grown if one.in_float]
-            kept: list[_Predicted] = []
-            for one in grown:
-                if not one.in_float and (not kept or one.noise < kept[-1].noise):
-                    kept.append(one)
-            if len(kept) > _STATES:
-                kept = [*kept[:: len(kept) // _STATES + 1], kept[-1]]
-            states += kept
-        return [one for one in states if not one.in_float]
+            states = []
+            for computes in (False, True):
+                best: list[_Predicted] = []
+                for one in grown:
+                    if one.computes == computes and (not best or one.noise < best[-1].noise):
+                        best.append(one)
+                states += [*best[:: len(best) // _STATES + 1], best[-1]] if len(best) > _STATES else best
+        return [one for one in states if one.computes]
 
     def _mix(self, chosen: _Predicted) -> tuple[Mix, bool]:
         """Measure a mix, once; and whether that was new."""

@@ -29,9 +29,12 @@ from onnxshot.runtimes.ort_kernel_times import kernel_times
 from onnxshot.runtimes.ort_runtime import Feed, Runnable
 from onnxshot.targets.base import Target
 
+SHORTEST_MS = 0.1
+"""Shorter runs are mostly overhead, and their times decide nothing."""
 _FEEDS = 4  # that kernels are timed on
 _TWICE = 2.2  # times one product, at most: two products, and the quantization of what the first one leaves
 _WIDE = 1 << 16  # values of a weight: below them two products are slower than one in float
+_FAR_DB = 6.0  # above a goal, noise takes a quarter of what the goal allows
 _PASSES = 3  # over samples for one plan at most: what is quantized may depend on what was seen
 
 
@@ -51,6 +54,7 @@ class PlanTrials:
         feeds: samples that kernels are timed on.
         threads: CPU threads.
         seconds: how long kernels are timed.
+        in_float: what a group in float is: `stored` or `float`; see `settle`.
         each: called before each model is made; it may raise to end the search.
     """
 
@@ -65,9 +69,11 @@ class PlanTrials:
     feeds: Sequence[Feed]
     threads: int
     seconds: float = 1.0
+    in_float: str = STORED
     each: Callable[[], None] = lambda: None
     _nodes: Mapping[str, Node] = field(init=False)
     _patterns: Mapping[str, str] = field(init=False)
+    _noises: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._nodes = {node.label: node for _, node in self.model.walk()}
@@ -82,13 +88,22 @@ class PlanTrials:
             found += [replace(group, nodes=free)] if free else []
         return found
 
+    def settle(self, goal_db: float) -> None:
+        """Let groups in float keep their weights in 8 bits, unless these alone cost the outputs too much for a goal."""
+        if self._noise_in(STORED) > 10 ** (-(goal_db + _FAR_DB) / 10):
+            self.in_float = FLOAT
+
+    def none(self) -> float:
+        """The noise relative to the signal with all groups in float."""
+        return self._noise_in(self.in_float)
+
     def forms(self, group: PlanGroup) -> Sequence[str]:
-        """Float, and for products that the target has kernels for: dynamic in place of static, and inputs of 16 bits.
+        """In float; products that the target has kernels for: dynamic in place of static, and inputs of 16 bits.
 
         Those take two products, which are faster than float where the weight is large.
         """
         products = {self._how[label] for label in group.nodes if self._may_be_dynamic(label)}
-        found = [STORED]
+        found = [self.in_float]
         if STATIC in products and self.recipe.mode == STATIC:
             found.append(DYNAMIC)
         if any(self._may_be_dynamic(label) and self._is_wide(label) for label in group.nodes):
@@ -104,8 +119,15 @@ class PlanTrials:
         """SQNR in dB with these nodes in other forms."""
         return next(self.measure([self.plan_of(self.recipe_of(forms))]))
 
+    def has_weights(self, group: PlanGroup) -> bool:
+        """Whether a node of the group multiplies by a weight."""
+        return any(self._weighted[label] for label in group.nodes)
+
     def milliseconds(self, group: PlanGroup, form: str) -> float:
-        """How much more time a group takes in this form."""
+        """How much more time a group takes in this form; each weight the same, where runs are too short to be timed."""
+        whole = sum(self.times[""].values())
+        if whole < SHORTEST_MS:
+            return whole * sum(self._weighted[label] for label in group.nodes) / max(sum(self._weighted.values()), 1)
         planned, other = self.times[""], self.times[form]
         return sum(other[label] - planned[label] for label in group.nodes)
 
@@ -136,11 +158,11 @@ class PlanTrials:
         """A recipe with these nodes in other forms; rules of the recipe itself win."""
         recipe = recipe or self.recipe
         chosen = dict(forms)
-        own = {
-            self._patterns[label]: {"mode": form if self._may_be_dynamic(label) else STORED}
-            for label in self._nodes
-            if (form := chosen.get(label)) is not None
-        }
+        own = {}
+        for label in self._nodes:
+            if (form := chosen.get(label)) is not None:
+                fits = form in (FLOAT, STORED) or self._may_be_dynamic(label)
+                own[self._patterns[label]] = {"mode": form if fits else self.in_float}
         return replace(recipe, layers={**own, **recipe.layers})
 
     @cached_property
@@ -159,12 +181,17 @@ class PlanTrials:
             seconds=self.seconds * len(models),
         )  # fmt: skip
         found = dict(zip(models, timed, strict=True))
+        found[FLOAT] = found[STORED]
         if DYNAMIC in found:
             found[DYNAMIC16] = {
                 label: _TWICE * found[DYNAMIC][label] if self._may_be_dynamic(label) else found[STORED][label]
                 for label in labels
             }
         return found
+
+    @cached_property
+    def _weighted(self) -> Mapping[str, bool]:
+        return {node.node: node.has_weight for node in self.plan.nodes}
 
     @cached_property
     def _how(self) -> Mapping[str, str]:
@@ -176,6 +203,13 @@ class PlanTrials:
 
     def _is_wide(self, label: str) -> bool:
         return elements(self._nodes[label].inputs[1]) >= _WIDE
+
+    def _noise_in(self, form: str) -> float:
+        if form not in self._noises:
+            forms = frozenset((label, form) for group in self.groups() for label in group.nodes)
+            (db,) = self.measure([self.plan_of(self.recipe_of(forms))])
+            self._noises[form] = 10 ** (-db / 10)
+        return self._noises[form]
 
     def _alone(self, group: PlanGroup, form: str) -> Plan:
         """Plan a group in a form, and all other nodes in float.

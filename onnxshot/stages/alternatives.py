@@ -22,7 +22,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
-from onnxshot.execution.candidate_race import Judge
+from onnxshot.execution.candidate_race import Judge, candidate_of
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.save import write
@@ -32,22 +32,25 @@ from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.group_search import GroupSearch, Mix, OutOfTime
-from onnxshot.recovery.plan_trials import PlanTrials
+from onnxshot.recovery.plan_trials import SHORTEST_MS, PlanTrials
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
 from onnxshot.report.findings import is_inaccurate
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.settings import Settings
 from onnxshot.stages.make_quantized import Quantized
-from onnxshot.stages.other_results import SHORTEST_MS, OtherResults, row_of
+from onnxshot.stages.other_results import OtherResults, row_of
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.settle_forms import AUTO, settle_forms
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 AS_ASKED = "as asked for"
-_FORMS = {STORED: "in float", DYNAMIC: "with scales at run time", DYNAMIC16: "with inputs of 16 bits"}
+_FORMS = {
+    "in float": (FLOAT, STORED), "with scales at run time": (DYNAMIC,), "with inputs of 16 bits": (DYNAMIC16,),
+}  # fmt: skip
 _HARDLY_FASTER = 1.2  # times as fast as the input
 _SHARE = 0.25  # of the result's weight bytes: float recurrent layers below it are not what makes the file large
-_TRIED_ON = 4  # samples
+_TRIED_ON = 4  # samples: those whose outputs hold most
+_LOOKED_AT = 16  # samples to choose them from
 _HALF_DB = 6.0  # half of the error, as an amplitude
 _SPARE_DB = 1.0  # what a mix should have more, where the one before it fell short
 _MOST_MODELS = 40  # that the search among groups measures
@@ -162,8 +165,8 @@ class Alternatives:
         """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
         trials = self._trials(data)
         groups = trials.groups()
-        total = self.made.report.latency.get("ms", 0.0)
-        search = GroupSearch(trials, total or sum(trials.times[""].values()), _MOST_MODELS)
+        trials.settle(self._wanted_db)
+        search = GroupSearch(trials, sum(trials.times[""].values()), _MOST_MODELS)
         wanted = self._wanted_db
         tried = set()
         for _ in range(_MOST_MIXES):
@@ -179,8 +182,10 @@ class Alternatives:
     def _trials(self, data: Dataset) -> PlanTrials:
         final, prepared = self.made.final, self._prepared
         numbers = [i for i in range(len(data)) if i not in set(self.made.held_out)] or list(range(len(data)))
-        samples = [data[numbers[i]] for i in spread(len(numbers))[:_TRIED_ON]]
+        samples = [data[numbers[i]] for i in spread(len(numbers))[:_LOOKED_AT]]
         judge = Judge(self.judged.reference, samples, self._settings.threads)
+        (error,) = judge.measure([candidate_of(self.made.model)], range(len(samples)))
+        chosen = sorted(sorted(range(len(samples)), key=lambda i: -error.weights[i])[:_TRIED_ON])
         evidence = Evidence({}) if final.evidence is None else final.evidence
         stop = self._others.deadline - min(self._run_seconds, (self._others.deadline - time.perf_counter()) / 2)
 
@@ -190,7 +195,7 @@ class Alternatives:
 
         return PlanTrials(
             self._float_model, prepared.target, final.decided, self.made.plan, evidence, prepared.trained, judge,
-            range(len(samples)), [sample.feed for sample in samples], self._settings.threads,
+            chosen, [samples[i].feed for i in chosen], self._settings.threads,
             seconds=self._settings.bench_seconds, each=in_time,
         )  # fmt: skip
 
@@ -281,10 +286,10 @@ class Alternatives:
 def _words(mix: Mix) -> str:
     """A mix in words: how many nodes of which groups moved, and to which form."""
     parts = []
-    for form, said in _FORMS.items():
+    for said, forms in _FORMS.items():
         kinds: dict[str, int] = {}
         for group, its in mix.groups:
-            if its == form:
+            if its in forms:
                 kinds[group.kind] = kinds.get(group.kind, 0) + len(group.nodes)
         if kinds:
             which = ", ".join(f"{kind} {count}" for kind, count in kinds.items())

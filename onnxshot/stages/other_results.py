@@ -18,6 +18,7 @@ from onnxshot.files.atomic_write import scratch
 from onnxshot.graph.save import write
 from onnxshot.planning.plan import FLOAT, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery.plan_trials import SHORTEST_MS
 from onnxshot.report.advice import BAD, FLOOR_DB
 from onnxshot.report.findings import is_inaccurate
 from onnxshot.report.report import Report
@@ -31,8 +32,6 @@ from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare
 from onnxshot.verification.reference import Reference
 
-SHORTEST_MS = 0.1
-"""Shorter runs are mostly overhead, and decide nothing."""
 _SAME_DB = 1.0  # a result that is so much less accurate is as good, if it is faster
 
 

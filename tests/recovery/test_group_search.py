@@ -17,17 +17,26 @@ MOST = 60
 class Known:
     """Nodes with a noise in int8 each, and a price in float. Noise of nodes adds up, times a factor; counts models."""
 
-    def __init__(self, noise: dict[str, float], price: dict[str, float], factor: float = 1.0) -> None:
-        self.noise, self.price, self.factor, self.models = noise, price, factor, 0
+    def __init__(
+        self, noise: dict[str, float], price: dict[str, float], factor: float = 1.0, rest: float = 0.0
+    ) -> None:
+        self.noise, self.price, self.factor, self.rest, self.models = noise, price, factor, rest, 0
 
     def forms(self, group: PlanGroup) -> Sequence[str]:
         return (STORED,)
+
+    def has_weights(self, group: PlanGroup) -> bool:
+        return not any(label.startswith("add") for label in group.nodes)
+
+    def none(self) -> float:
+        self.models += 1
+        return self.rest
 
     def alone(self, moves: Iterable[tuple[PlanGroup, str]]) -> Iterator[float]:
         for group, form in moves:
             self.models += 1
             assert not form
-            yield sum(self.noise[label] for label in group.nodes)
+            yield sum(self.noise[label] for label in group.nodes) + self.rest
 
     def milliseconds(self, group: PlanGroup, form: str) -> float:
         return sum(self.price[label] for label in group.nodes)
@@ -35,7 +44,7 @@ class Known:
     def together(self, forms: Forms) -> float:
         self.models += 1
         moved = {label for label, _ in forms}
-        left = self.factor * sum(noise for label, noise in self.noise.items() if label not in moved)
+        left = self.rest + self.factor * sum(noise for label, noise in self.noise.items() if label not in moved)
         return float("inf") if left == 0 else -10 * math.log10(left)
 
 
@@ -86,6 +95,11 @@ def test_of_mixes_that_take_the_same_time_the_most_accurate_is_taken() -> None:
     assert {label for label, _ in found[0].forms} == {"spectrum"}
 
 
+def test_what_multiplies_by_weights_is_not_all_in_float() -> None:
+    known = Known({"a": 0.5, "b": 0.5, "add": 1e-6}, {"a": -1.0, "b": -1.0, "add": 1.0})
+    assert GroupSearch(known, 3.0, MOST).find(groups_of(["a", "b", "add"]), 15.0) == []
+
+
 def test_scales_at_run_time_are_chosen_where_they_cost_less_than_float() -> None:
     class Products(Known):
         def forms(self, group: PlanGroup) -> Sequence[str]:
@@ -120,6 +134,15 @@ def test_what_was_found_before_the_time_ended_is_kept() -> None:
     found = search.find(groups_of(names, 8), 15.0)
     assert search.out_of_time
     assert ("n37", STORED) in found[0].forms
+
+
+def test_noise_of_what_is_in_no_group_is_known_before_any_group_is_measured() -> None:
+    names = ["a", "b", "c"]
+    known = Known(dict(zip(names, (0.05, 0.02, 0.001), strict=True)), dict.fromkeys(names, 1.0), rest=0.009)
+    search = GroupSearch(known, 3.0, MOST)
+    assert search.find(groups_of(names), 21.0) == []
+    assert known.models == 1
+    assert {label for label, _ in search.find(groups_of(names), 19.0)[0].forms} == {"a", "b"}
 
 
 def test_where_nothing_reaches_the_goal_nothing_is_found() -> None:
