@@ -1,4 +1,5 @@
-"""What every test runs under: one thread of BLAS, so that workers do not fight, and a calibration cache of its own."""
+"""What every test runs under: one thread of BLAS, so that workers do not fight, a calibration cache of its own, and no
+decisions by time, which differ between machines."""
 
 import os
 from collections.abc import Iterator
@@ -17,4 +18,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(os, "fsync", lambda _: None)  # results need not outlive a loss of power
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _untimed() -> Iterator[None]:
+    from onnxshot.stages import make_quantized
+    from onnxshot.stages.place_by_time import Placed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_quantized, "place_by_time", lambda prepared, plan, *_: Placed(prepared, plan))
         yield

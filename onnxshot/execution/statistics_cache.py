@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxshot.calibration.statistics_file import Statistics, is_statistics, load_statistics
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution import calibration_journal
+from onnxshot.execution import calibration_journal, placement_cache
 from onnxshot.files.atomic_write import clear_dead_everywhere
 from onnxshot.files.cache_folder import folder
 from onnxshot.files.temporary_folders import clear as clear_part
@@ -86,7 +86,7 @@ def entries() -> list[Path]:
 
 
 def clear() -> int:
-    """Remove all cached statistics, what unfinished passes keep, and temporary folders that killed runs left behind.
+    """Remove all that is cached of runs: statistics, decisions by time, unfinished passes, folders of killed runs.
 
     Such folders lie in the cache, among the system's temporary files, and beside outputs.
 
@@ -101,7 +101,7 @@ def clear() -> int:
             freed += clear_part(part)
     for path in entries():
         freed += _remove(path)
-    return freed + calibration_journal.clear()
+    return freed + calibration_journal.clear() + placement_cache.clear()
 
 
 def _remove(path: Path) -> int:

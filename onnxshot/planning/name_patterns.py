@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 import glob
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, Node
 
 
-def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, str]:
+def match_nodes(
+    model: Model, patterns: Iterable[str], what: str, held: Mapping[str, list[Node]] | None = None
+) -> dict[Node, str]:
     """Match nodes by their name, operator type or the name of a tensor that they produce.
 
     Args:
         model: the model, including subgraphs.
         patterns: exact names or globs (fnmatch: `*`, `?`, `[...]`).
         what: name of the patterns in the error message, for example "exclude pattern".
+        held: what `nodes_by_name` returns, where a caller matches several times.
 
     Returns:
         node -> the first pattern that matches it.
@@ -26,16 +29,10 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
     Raises:
         UsageError: a pattern matches nothing; the hint lists the three closest names.
     """
-    patterns, held = list(patterns), dict[str, list[Node]]()
+    patterns = list(patterns)
     if not patterns:
         return {}
-    for _, node in model.walk():
-        for name in _names(node):
-            held.setdefault(name, []).append(node)
-        if node.label in model.original_ops:
-            held.setdefault(model.original_ops[node.label], []).append(node)
-    for old, now in model.renamed.items():
-        held[old] = list(dict.fromkeys((*held.get(old, ()), *held.get(now, ()))))
+    held = nodes_by_name(model) if held is None else held
     picked: dict[Node, str] = {}
     for pattern in patterns:
         # A name with brackets is no valid glob for itself, so exact names are matched first.
@@ -50,6 +47,19 @@ def match_nodes(model: Model, patterns: Iterable[str], what: str) -> dict[Node, 
         for node in hits:
             picked.setdefault(node, pattern)
     return picked
+
+
+def nodes_by_name(model: Model) -> dict[str, list[Node]]:
+    """The nodes that have a name, an output of that name, or an operator type of that name, before renaming too."""
+    held = dict[str, list[Node]]()
+    for _, node in model.walk():
+        for name in _names(node):
+            held.setdefault(name, []).append(node)
+        if node.label in model.original_ops:
+            held.setdefault(model.original_ops[node.label], []).append(node)
+    for old, now in model.renamed.items():
+        held[old] = list(dict.fromkeys((*held.get(old, ()), *held.get(now, ()))))
+    return held
 
 
 def exact_patterns(model: Model) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxshot.graph import Model, Node
-from onnxshot.planning.name_patterns import match_nodes
+from onnxshot.planning.name_patterns import match_nodes, nodes_by_name
 from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
@@ -30,8 +30,9 @@ class NodeRecipes:
         excluded = match_nodes(model, recipe.exclude, "exclude pattern")
         self.excluded = {node: f"excluded by {pattern!r}" for node, pattern in excluded.items()}
         self.forced = set(match_nodes(model, recipe.include, "include pattern"))
+        held = nodes_by_name(model) if recipe.layers else {}
         for pattern, rule in recipe.rules.items():
-            for node in match_nodes(model, (pattern,), "the pattern of layers"):
+            for node in match_nodes(model, (pattern,), "the pattern of layers", held):
                 before = self._rules.get(node)
                 self._rules[node] = replace(before, **rule.given) if before is not None else rule
         self.stored = {node for node, rule in self._rules.items() if rule.mode == STORED and node not in excluded}

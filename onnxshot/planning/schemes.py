@@ -29,7 +29,7 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
     Raises:
         TargetError: the target cannot run a pair of types, with the reason.
     """
-    for glob, rule in recipe.rules.items():
+    for rule, glob in {rule: glob for glob, rule in recipe.rules.items()}.items():  # many layers share one rule
         try:
             schemes(target, under_rule(recipe, rule))
         except TargetError as e:

@@ -58,6 +58,7 @@ class Recipe(Plain):
         clip: whether ranges of method 'auto' may be smaller than the extremes.
         look: whether groups of nodes go back to float whose int8 costs the outputs more than it saves time (see
             onnxshot/recovery/look.py); a recorded recipe has False, and what was found in `layers`.
+        place: whether quantized nodes go back to float where the kernels of this machine are not faster in int8.
         weight_method: 'minmax' (no weight is clipped) or 'mse' (least squared error per channel).
         exclude: globs over node names, tensor names and operator types; what they match stays float.
         include: globs of the same kind; what they match is quantized even where heuristics would leave it in float.
@@ -71,7 +72,8 @@ class Recipe(Plain):
         shapes: sizes to fix all dimensions of an input at, by input name.
 
     `grid`, `equalize`, `smooth`, `clip` and `look` have no effect with effort 'fast', except for `clip`=False; None
-    tries both values on calibration samples and keeps the more accurate.
+    tries both values on calibration samples and keeps the more accurate. `place`=None is False with
+    effort 'fast', else True.
 
     Raises:
         BadKey: a value is wrong, or two values contradict each other.
@@ -98,6 +100,7 @@ class Recipe(Plain):
     smooth: bool | None = None
     clip: bool | None = None
     look: bool | None = None
+    place: bool | None = None
     weight_method: str = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -135,6 +138,7 @@ class Recipe(Plain):
                 ("smooth", self.smooth, self.smooth in (None, True, False), "true, false or null"),
                 ("clip", self.clip, self.clip in (None, True, False), "true, false or null"),
                 ("look", self.look, self.look in (None, True, False), "true, false or null"),
+                ("place", self.place, self.place in (None, True, False), "true, false or null"),
                 ("concat_ratio", ratio, _is_ratio(ratio), "a number from 1 up"),
                 texts("exclude", self.exclude),
                 texts("include", self.include),

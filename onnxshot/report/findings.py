@@ -258,7 +258,14 @@ def _to_quantize_more(values: Values) -> str:
 
 def _nothing_quantized(values: Values) -> bool:
     graph = values.get("graph") or ()
+    if _computes_in_float(values.get("recipe") or {}):
+        return False
     return bool(graph) and quantizes(values) and all(node["how"] in ("float", "half") for node in graph)
+
+
+def _computes_in_float(recipe: Values) -> bool:
+    """Whether layers were asked to compute in float with weights in 8 bits, as where int8 was measured to be slower."""
+    return any(rule.get("mode") == "stored" for rule in (recipe.get("layers") or {}).values())
 
 
 def _size_and_speed(values: Values) -> Iterator[Finding]:
@@ -320,7 +327,7 @@ def _coverage(values: Values) -> Iterator[Finding]:
     recipe = values.get("recipe") or {}
     if not quantizes(values) or recipe.get("mode") == "weights" or _nothing_quantized(values):
         return
-    if recipe.get("activation_type") not in (None, "int8", "uint8"):
+    if recipe.get("activation_type") not in (None, "int8", "uint8") or _computes_in_float(recipe):
         return
     shares = {a["format"]: a.get("int8_macs_share") for a in values.get("outputs", ())}
     if values.get("latency"):

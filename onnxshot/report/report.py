@@ -88,6 +88,9 @@ class Report:
         float_weights: weights that stayed float, and why.
         worst: tensors by SQNR, the worst first.
         graph: nodes of the float model in topological order; empty where the run does not plan single nodes.
+        placed: where nodes went back to float, as the kernels of this machine are not faster in int8: `floats`, how
+            many `of` those planned; `float_us` and `int8_us`, microseconds of all kernels in float and as planned;
+            `gain`, how many times as fast the model is without these nodes in int8.
         notes: what else a person should know.
         goal: of a search: its limits, what the written file reaches, whether they are `reached`, and which it `missed`.
         pareto: candidates of a search that no other beats: `exclude`, `sqnr_db`, `bytes`, `latency_ms`, `drop`.
@@ -148,6 +151,7 @@ class Report:
     graph: list[NodeReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     goal: dict[str, Any] = field(default_factory=dict)
+    placed: dict[str, Any] = field(default_factory=dict)
     pareto: list[dict[str, Any]] = field(default_factory=list)
     runtimes: list[dict[str, Any]] = field(default_factory=list)
     single: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.planning.plan import Plan
+from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.recipes.recipe import Recipe
@@ -64,6 +64,7 @@ def improve_plan(
     samples: Samples,
     reference: Reference | None,
     timed: Timed = untimed,
+    evidence: Evidence | None = None,
 ) -> FinalPlan:
     """Choose scales from the statistics, then keep what measurably brings the outputs closer to the reference.
 
@@ -74,6 +75,7 @@ def improve_plan(
         samples: what candidates are measured on; without data nothing is tried.
         reference: the model that outputs are compared with.
         timed: measures the time of each trial.
+        evidence: of the statistics, where it is known: it keeps the ranges that were chosen.
     """
     model, recipe = prepared.model, prepared.recipe
     if gathered is None:
@@ -81,10 +83,11 @@ def improve_plan(
             return FinalPlan(prepared, plan, None, recipe)
         every_scale_known = Evidence({})
         return FinalPlan(prepared, prepared.plan(evidence=every_scale_known), every_scale_known, recipe)
-    evidence = Evidence(gathered.statistics.tensors)
+    evidence = evidence or Evidence(gathered.statistics.tensors)
     plan = prepared.plan(evidence=evidence)
     float8 = schemes(prepared.target, recipe)[0].dtype.floating  # no trial was seen to improve it
-    if samples.data is None or reference is None or float8:
+    computes = any(node.how in (STATIC, DYNAMIC) for node in plan.nodes)
+    if samples.data is None or reference is None or float8 or not computes:
         return FinalPlan(prepared, plan, evidence, recipe)
     improver = Improver(
         model, reference.model, prepared.target, recipe, prepared.settings, prepared.trained, samples.data, gathered,

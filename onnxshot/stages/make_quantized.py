@@ -16,11 +16,13 @@ from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import Plan
+from onnxshot.planning.scales import Evidence
 from onnxshot.report.report import Report
 from onnxshot.stages.check_normalized import check_normalized
 from onnxshot.stages.improve_plan import FinalPlan, improve_plan
 from onnxshot.stages.observe import observe
 from onnxshot.stages.open_samples import Samples
+from onnxshot.stages.place_by_time import place_by_time
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.rewrite_model import rewrite_model
 from onnxshot.stages.round_weights import round_weights
@@ -103,7 +105,15 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         report.notes.append(_IN_PARTS)
     report.notes += gathered.notes if gathered is not None else ()
 
-    final = improve_plan(prepared, plan, gathered, samples, reference, report.timed)
+    with report.timed("place"):
+        evidence = Evidence({} if gathered is None else gathered.statistics.tensors)
+        placed = place_by_time(prepared, plan, gathered, samples, evidence)
+    prepared, plan = placed.prepared, placed.plan
+    report.recipe = prepared.recipe.to_dict()
+    report.placed = dict(placed.row)
+    report.notes += placed.notes
+
+    final = improve_plan(prepared, plan, gathered, samples, reference, report.timed, evidence)
     final = round_weights(final, samples, report.timed)
     report.notes += final.notes
     report.look = [dict(row) for row in final.look]
