@@ -97,8 +97,8 @@ class Improver:
     def best(self, plan: Plan, evidence: Evidence) -> Candidate:
         """Return the most accurate of the candidates that the effort and the recipe allow.
 
-        In order: equalized channels, unclipped ranges, smoothed products, input grids, refined ranges. Each is kept
-        only where it brings the outputs closer to the reference.
+        In order: equalized channels, unclipped ranges, smoothed products, input grids. Each is kept only where it
+        brings the outputs closer to the reference.
 
         Clipped ranges lower the mean error of each tensor, but may raise the error of the outputs: in a detector, for
         example, the few large values matter most.
@@ -127,10 +127,14 @@ class Improver:
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
         best = self._gridded(best, math.inf if found is None else found.typical_db)
-        if self.recipe.effort == "best" and best.plan.params:
-            with self.timed("refine"):
-                best = self._refined(best)
         return best
+
+    def refine(self, best: Candidate) -> Candidate:
+        """Choose ranges by the error of the outputs, where the effort asks for it, and keep them if that helps."""
+        if self.recipe.effort != "best" or not best.plan.params:
+            return best
+        with self.timed("refine"):
+            return self._refined(best)
 
     def look(self, best: Candidate) -> tuple[Candidate, Look]:
         """Put the groups of nodes back to float whose int8 costs the outputs more than it saves time.
@@ -151,9 +155,8 @@ class Improver:
             ).look()  # fmt: skip
             if not found.layers:
                 return best, found
-            layers = {**recipe.layers, **found.layers}
-            plan = self._planned(best.model, replace(recipe, layers=layers), best.evidence)
-        return replace(best, plan=plan), found
+            best = replace(best, layers={**best.layers, **found.layers})
+            return replace(best, plan=self._planned(best.model, self._recipe_of(best), best.evidence)), found
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model layer by layer, if the effort asks for it and it helps.
@@ -193,7 +196,8 @@ class Improver:
         return plan_candidates.choose(self._judge, candidates, rewrite, batches)
 
     def _recipe_of(self, given: Candidate) -> Recipe:
-        return self.recipe if given.clips else replace(self.recipe, clip=False)
+        recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
+        return replace(recipe, layers={**recipe.layers, **given.layers}) if given.layers else recipe
 
     def _refined(self, given: Candidate) -> Candidate:
         """Choose ranges by the error of the outputs, and keep them if other samples confirm the gain."""

@@ -4,13 +4,15 @@ What each effort tries:
 
 fast      clipped or unclipped ranges
 balanced  + cross-layer equalization, SmoothQuant, inputs on the grid of their samples, bias correction
-best      + ranges chosen by the error of the outputs, layer-wise reconstruction of weights (learned rounding)
+best      + ranges of the loudest tensors chosen by the error of the outputs, layer-wise reconstruction of weights
+          (learned rounding)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,7 @@ class Candidate:
         equalized: whether channels were equalized.
         smoothed: whether outliers were moved into weights.
         refined: whether ranges were chosen by the error of the outputs.
+        layers: rules of `layers` that trials added to the recipe's.
         left_out: what was not tried for lack of memory, in words.
     """
 
@@ -56,6 +59,7 @@ class Candidate:
     equalized: bool = False
     smoothed: bool = False
     refined: bool = False
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: str = ""
 
     def notes(self) -> Iterator[str]:

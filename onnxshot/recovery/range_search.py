@@ -36,9 +36,9 @@ from onnxshot.runtimes.spool import Spool
 
 FACTORS = (0.4, 0.5, 0.6, 0.72, 0.85, 1.2, 1.45)
 """Factors that a range is multiplied by; the result is limited to the extremes of the tensor."""
-_FIRST_LOOK = 3  # all tensors are measured on a third of the samples
-_NOISE = 0.95  # ranges are searched for the tensors that cause this share of the error power,
-_MOST = 16  # for this many at most
+_FIRST_LOOK = 8  # all tensors are measured on an eighth of the samples
+_NOISE = 0.03  # ranges are searched for the tensors that each cause this share of the error power,
+_MOST = 8  # for this many at most
 _GAIN_DB = 0.3  # least gain of another range
 _RACED_ON = 4  # every fourth sample shows which ranges may be better;
 _BEHIND_DB = 0.5  # those so far behind the best are not measured on the others
@@ -122,10 +122,10 @@ def refine_ranges(
 
 
 def _loudest(noise: Mapping[str, float]) -> list[str]:
-    """The groups of tensors that together cause most of the error, the largest share first."""
+    """The groups of tensors that cause much of the error of the outputs, the largest share first."""
     order = sorted(noise, key=lambda group: -noise[group])
-    share = np.cumsum([noise[group] for group in order]) / max(sum(noise.values()), math.ulp(0.0))
-    return order[: min(int(np.searchsorted(share, _NOISE)) + 1, _MOST)]
+    total = max(sum(noise.values()), math.ulp(0.0))
+    return [group for group in order if noise[group] >= _NOISE * total][:_MOST]
 
 
 def _others(now: Range, low: float, high: float) -> Iterator[Range]:

@@ -94,14 +94,15 @@ def improve_plan(
         timed,
     )  # fmt: skip
     best, found = improver.look(improver.best(plan, evidence))
+    best = improver.refine(best)
     improver.release()
     decided = replace(
         recipe, grid=best.gridded, equalize=best.equalized,
         smooth=best.smoothed or (recipe.smooth and None),  # False would also switch off the fixed strength
         clip=recipe.clip if recipe.clip is not None else best.clips,
-        layers={**recipe.layers, **found.layers}, look=False,
+        layers={**recipe.layers, **best.layers}, look=False,
     )  # fmt: skip
-    if found.layers:
+    if best.layers:
         recipe = decided  # the trials were made without these layers, and a replay would make them with them
     elif found.rows:
         recipe = replace(recipe, look=False)

@@ -10,6 +10,7 @@ from planned_models import run, small
 from planned_models import sqnr as sqnr_of
 
 from onnxshot.api.quantize import quantize
+from onnxshot.recovery import improver
 from onnxshot.settings import Settings
 
 QUICK = Settings(use_cache=False, threads=1, bench_seconds=0.01, search_seconds=0)
@@ -100,3 +101,24 @@ def test_a_node_that_was_asked_for_stays(tmp_path: Path) -> None:
     convs = [node for node in proto.graph.node if node.op_type == "Conv"]
     assert makers[convs[0].input[1]].op_type == "DequantizeLinear"
     assert not any(row["kept"] and "front end" in row["group"] for row in found.report.look)
+
+
+def test_ranges_are_refined_of_what_the_look_left_in_int8(
+    looked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def refined(model: Any, plan: Any, evidence: Any, *_: Any, **__: Any) -> Any:
+        seen.append({node.node: node.how for node in plan.nodes})
+        return evidence
+
+    monkeypatch.setattr(improver, "refine_ranges", refined)
+    result = made(spectrum(), tmp_path, effort="best")
+    (kept,) = [row for row in result.report.look if row["kept"]]
+    assert "front end" in kept["group"]
+    static = {node.node for node in result.plan.nodes if node.how == "static"}
+    assert static.isdisjoint({"Conv_s", "Mul_p", "Conv_q"})
+    (plan,) = seen
+    assert {name for name, how in plan.items() if how == "static"} == static
+    recorded = {p.key: p.value for p in result.model.to_proto().metadata_props}["onnxshot.recipe"]
+    assert len(json.loads(recorded)["layers"]) == kept["nodes"]
