@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.graph import Constant, Model, Node, Tensor, edit, weights
+from onnxshot.graph import Constant, Model, Node, Tensor, edit
 
 Ids = NDArray[np.int64]
 """Ids of channels, one per index of axis 1."""
@@ -21,6 +21,9 @@ _KEEPS_CHANNELS = frozenset(
     ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Relu")
 )
 """Ops f with f(s * x) = s * f(x) for all s > 0, per channel."""
+_REDUCES = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
+"""Such ops where they reduce positions alone."""
+_CROP = "tf_crop_and_resize"  # puts a constant outside the picture
 
 
 @dataclass(slots=True)
@@ -94,7 +97,7 @@ class _Tracker:
     def _weighted(self, node: Node) -> bool:
         """Follow a Conv, or a Gemm after one. False for other nodes, and if other nodes read the weight too."""
         x = self._found.of.get(node.inputs[0].name) if node.inputs else None
-        if node.op not in ("Conv", "Gemm") or not all(_own(t) for t in node.inputs[1:]):
+        if node.op not in ("Conv", "Gemm") or not _own(node.inputs[1]) or not all(_floats(t) for t in node.inputs[2:]):
             return False
         if node.op == "Conv":
             made = self._new(node.inputs[1].shape[0])
@@ -115,12 +118,18 @@ class _Tracker:
             return [np.concatenate(known)] if len(known) == len(given) and node.attrs.get("axis") == 1 else None
         if node.op == "Add":
             return self._added(given)
+        if node.op in ("Mul", "Div"):
+            return self._multiplied(node, given)
         if x is None or any(ids is not None for ids in given[1:]):
             return None
         if node.op in _KEEPS_CHANNELS and len(node.outputs) == 1:
             return [x]
         if node.op == "Clip":
             return self._clipped(node, x)
+        if node.op == "PRelu":
+            return [x] if isinstance(node.inputs[1], Constant) else None
+        if node.op in ("Pad", "Resize") or node.op in _REDUCES:
+            return self._over_positions(node, x)
         if node.op in ("Flatten", "Reshape", "Squeeze"):
             before, after = (self._model.shape(t) for t in (node.inputs[0], node.outputs[0]))
             if before is None or after is None or any(size != 1 for size in before[2:]):
@@ -135,6 +144,50 @@ class _Tracker:
         for a, b in zip(given[0].tolist(), given[1].tolist(), strict=True):
             self._parent[self._root(b)] = self._root(a)
         return [given[0]]
+
+    def _multiplied(self, node: Node, given: Sequence[Ids | None]) -> list[Ids] | None:
+        """The ids of a tensor that is multiplied, or divided, by one whose channels are not scaled, such as a gate."""
+        known = [slot for slot, ids in enumerate(given) if ids is not None]
+        if len(given) != 2 or len(known) != 1 or (node.op == "Div" and known != [0]):
+            return None
+        before, after = (self._model.shape(t) for t in (node.inputs[known[0]], node.outputs[0]))
+        ids = given[known[0]]
+        if ids is None or before is None or after is None or len(before) != len(after) or after[1] != len(ids):
+            return None
+        return [ids]
+
+    def _over_positions(self, node: Node, x: Ids) -> list[Ids] | None:
+        """The ids of an op that mixes positions of a channel, or appends zeros; None if it mixes channels."""
+        shape, after = (self._model.shape(t) for t in (node.inputs[0], node.outputs[0]))
+        if shape is None or len(shape) < 3:
+            return None
+        if node.op == "Resize":
+            alone = node.attrs.get("coordinate_transformation_mode", b"") not in (b"tf_crop_and_resize", _CROP)
+            return [x] if alone and after is not None and after[1] == len(x) else None
+        if node.op == "Pad":
+            return self._padded(node, x, len(shape))
+        axes = node.attrs.get("axes", None)
+        if axes is None and len(node.inputs) > 1:
+            axes = edit.constant_input(node, 1)
+        if axes is None or not len(axes):
+            return None
+        return [x] if all(int(axis) % len(shape) >= 2 for axis in axes) else None
+
+    def _padded(self, node: Node, x: Ids, rank: int) -> list[Ids] | None:
+        """The ids of a Pad with zeros; channels of zeros have ids of their own."""
+        pads = edit.constant_input(node, 1) if len(node.inputs) > 1 else None
+        value = edit.constant_input(node, 2) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(1)
+        if pads is None or len(pads) != 2 * rank or (len(node.inputs) > 3 and node.inputs[3].name):
+            return None
+        mode = node.attrs.get("mode", "constant")
+        if mode in ("constant", b"constant") and (value is None or value.any()):
+            return None
+        first, last = int(pads[1]), int(pads[rank + 1])
+        if first == last == 0:
+            return [x]
+        if mode not in ("constant", b"constant") or first < 0 or last < 0:
+            return None
+        return [np.concatenate([self._new(first), x, self._new(last)])]
 
     def _clipped(self, node: Node, x: Ids) -> list[Ids] | None:
         """Pass the ids of a Clip with minimum 0 on, and record its upper limit."""
@@ -184,7 +237,10 @@ class _Tracker:
 
 
 def _own(tensor: Tensor) -> bool:
-    """Whether an operand is absent, or a float32 constant that no other node reads."""
-    if not tensor.name:
-        return True
-    return isinstance(tensor, Constant) and len(tensor.outputs) == 1 and weights.read(tensor).dtype == np.float32
+    """Whether an operand is a float32 constant that no other node reads."""
+    return bool(tensor.name) and _floats(tensor) and len(tensor.outputs) == 1
+
+
+def _floats(tensor: Tensor) -> bool:
+    """Whether an operand is absent, or a float32 constant: a bias that others read too is copied when it is scaled."""
+    return not tensor.name or (isinstance(tensor, Constant) and tensor._values.dtype == np.float32)

@@ -131,6 +131,27 @@ NETWORKS: dict[str, Case] = {
         "g1 = Gather<axis = 1>(j, mixed) y = Conv(g1, v)",
         {"u": spread(4, 4, 1, 1, seed=1), "halves": HALVES, "mixed": np.asarray([0, 4, 1, 5, 2, 6, 3, 7])},
     ),
+    "slopes": cnn(START + "r = PRelu(c, slope) y = Conv(r, v, vb)", {"slope": vector(8)[:, None, None]}),
+    "positions alone": cnn(
+        START + "r = Relu(c) e = Pad(r, pads) m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(e) "
+        "z = Resize<mode = \"linear\">(m, , scales) n = ReduceMean<axes = [2, 3]>(z) y = Conv(n, v)",
+        {"pads": np.asarray([0, 0, 1, 1, 0, 0, 1, 1]), "scales": np.asarray([1, 1, 2, 2], np.float32)},
+        "float[1, 6, 1, 1] y",
+    ),
+    "appended zeros": cnn(
+        START + "r = Relu(c) e = Pad(r, pads) d = Conv(r, u, ub) s = Add(d, e) t = Relu(s) y = Conv(t, v12)",
+        {
+            "pads": np.asarray([0, 0, 0, 0, 0, 4, 0, 0]), "u": spread(12, 8, 1, 1, seed=1), "ub": vector(12, 1),
+            "v12": weight(6, 12, 1, 1, seed=5),
+        },
+    ),
+    "gate": cnn(
+        START + "r = Relu(c) p = GlobalAveragePool(r) g = Conv(p, u) k = HardSigmoid(g) m = Mul(r, k) y = Conv(m, v)",
+        {"u": spread(8, 8, 1, 1, seed=1)},
+    ),
+    "one bias for two": cnn(
+        START + "r = Relu(c) d = Conv(r, u, b) e = Relu(d) y = Conv(e, v)", {"u": spread(8, 8, 1, 1, seed=1)},
+    ),
     "gemm": cnn(
         START + POOLED + "h = Gemm(f, k, kb) " + BEHIND,
         {"k": weight(8, 8, seed=4, channel_axis=1), "kb": vector(8, 4), "shape": np.asarray([1, 8, 1, 1])},

@@ -57,10 +57,23 @@ TWO = "float[1, 2, 6, 6] y"
         "MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(c)",
         "AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(c)",
         "GlobalAveragePool(c)",
+        "PRelu(c, slope)",
+        "Pad(c, around)",
+        'Pad<mode = "reflect">(c, around)',
+        'Resize<mode = "linear">(c, , twice)',
+        "ReduceMax<axes = [-1, 2]>(c)",
+        "ReduceMean<axes = [3]>(c)",
+        "Mul(c, gate)",
+        "Div(c, gate)",
     ],
 )
 def test_a_channel_keeps_its_number_on_its_way_to_the_next_conv(between: str) -> None:
-    channels = found(f"r = {between} y = Conv(r, v)", LAST, "float[1, 2, h, h2] y")
+    constants = {
+        "slope": vector(4)[:, None, None], "around": ints(0, 0, 1, 1, 0, 0, 1, 1),
+        "gate": vector(4)[None, :, None, None], "twice": np.asarray([1, 1, 2, 2], np.float32), **LAST,
+    }  # fmt: skip
+    used = {name: values for name, values in constants.items() if name in f"{between} v"}
+    channels = found(f"r = {between} y = Conv(r, v)", used, "float[1, 2, h, h2] y")
     assert len(set(numbers(channels, "c"))) == 4
     assert numbers(channels, "r") == numbers(channels, "c") == makers(channels)["c"] == readers(channels)["y"]
     assert free(channels, "c") == [True] * 4
@@ -68,6 +81,44 @@ def test_a_channel_keeps_its_number_on_its_way_to_the_next_conv(between: str) ->
     assert not set(numbers(channels, "y")) & set(numbers(channels, "c"))
     assert "c" not in readers(channels), "the channels of the graph's input are not numbered"
     assert "x" not in channels.of
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "Mul(c, c)",
+        "Div(gate, c)",
+        "Pad(c, around, one)",
+        "ReduceMax<axes = [1]>(c)",
+        "Resize(c, , channels)",
+        "PRelu(c, t)",
+    ],
+)
+def test_what_mixes_channels_or_is_not_linear_in_them_fixes_them(between: str) -> None:
+    constants = {
+        "around": ints(0, 0, 1, 1, 0, 0, 1, 1), "gate": vector(4)[None, :, None, None], "one": np.float32(1),
+        "channels": np.asarray([1, 2, 1, 1], np.float32),
+    }  # fmt: skip
+    used = {name: values for name, values in constants.items() if name in between}
+    channels = found(f"t = Sigmoid(x) r = {between} y = Relu(r)", used, "float[1, a, b, d] y")
+    assert free(channels, "c") == [False] * 4
+
+
+def test_zeros_that_are_appended_are_channels_of_their_own() -> None:
+    constants = {"pads": ints(0, 1, 0, 0, 0, 2, 0, 0), "v7": weight(2, 7, 1, 1)}
+    channels = found("r = Pad(c, pads) y = Conv(r, v7)", constants, TWO)
+    assert numbers(channels, "r")[1:5] == numbers(channels, "c")
+    assert len(set(numbers(channels, "r"))) == 7
+    assert free(channels, "c") == [True] * 4
+
+
+def test_a_gate_is_not_scaled_and_what_it_multiplies_is() -> None:
+    constants = {"u": weight(4, 4, 1, 1), **LAST}
+    body = "r = Relu(c) p = GlobalAveragePool(r) g = Conv(p, u) k = Sigmoid(g) m = Mul(k, r) y = Conv(m, v)"
+    channels = found(body, constants, TWO)
+    assert numbers(channels, "m") == numbers(channels, "c") == readers(channels)["g"]
+    assert free(channels, "m") == [True] * 4
+    assert free(channels, "g") == [False] * 4
 
 
 def test_a_residual_add_makes_both_branches_one() -> None:
@@ -213,11 +264,12 @@ def test_only_what_is_read_otherwise_is_fixed() -> None:
     assert free(channels, "c") == [False, False, True, True]
 
 
-@pytest.mark.parametrize("shared", ["weight", "bias"])
-def test_a_shared_weight_or_bias_fixes_what_it_reads_and_makes(shared: str) -> None:
+def test_a_shared_weight_fixes_what_it_reads_and_makes_and_a_shared_bias_does_not() -> None:
     constants = {"u": weight(4, 4, 1, 1), "b": vector(4), "u2": weight(4, 4, 1, 1, seed=3), "b2": vector(4, 1), **LAST}
-    second = "u, b2" if shared == "weight" else "u2, b"
-    channels = found(f"d = Conv(c, u, b) r = Relu(d) e = Conv(r, {second}) y = Conv(e, v)", constants, TWO)
+    body = "d = Conv(c, u, b) r = Relu(d) e = Conv(r, {}) y = Conv(e, v)"
+    channels = found(body.format("u2, b"), constants, TWO)
+    assert free(channels, "c") == free(channels, "d") == free(channels, "e") == [True] * 4
+    channels = found(body.format("u, b2"), constants, TWO)
     assert free(channels, "c") == [False] * 4
     assert "d" not in channels.of
     assert "e" not in channels.of
