@@ -22,7 +22,7 @@ FLOOR_DB = 15.0
 FLOOR_AGREEMENT = 0.95
 """Least share of cases in which the position of the highest value must be that of the float model.
 
-A single case that differs does not count as below it: of 4 or 19 cases, one is no rate.
+Few cases are below it only if that is no accident (`_surely_differ`): 5 of 32 that differ, but not 4.
 """
 LEAST_INT8 = 0.5
 """Least share of the multiply-accumulates in int8; below it, a quantized model runs mostly in float."""
@@ -42,8 +42,17 @@ def level_of(sqnr_db: float | None, agreement: float | None = None, cases: int |
     low = sqnr_db is not None and not sqnr_db >= FLOOR_DB
     differ = agreement is not None and agreement < FLOOR_AGREEMENT
     if differ and cases and agreement is not None:
-        differ = round((1 - agreement) * cases) > 1
+        differ = _surely_differ(round((1 - agreement) * cases), cases)
     return BAD if low or differ else READY
+
+
+def _surely_differ(count: int, cases: int) -> bool:
+    """Whether more cases differ than at the floor by chance.
+
+    One-sided test at 5 %: the normal approximation of the binomial distribution, with continuity correction.
+    """
+    rate = 1.0 - FLOOR_AGREEMENT
+    return count > rate * cases + 1.645 * math.sqrt(rate * FLOOR_AGREEMENT * cases) + 0.5
 
 
 def cases_of(values: Values) -> int | None:

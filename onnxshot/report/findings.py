@@ -108,6 +108,9 @@ def _outputs_below(values: Values) -> Iterator[Finding]:
         yield Finding(BAD, f"{len(below) - _NAMED} more outputs are below {FLOOR_DB:g} dB", hint)
     if level_of(None, agreement, cases_of(values)) == BAD:
         yield Finding(BAD, _disagrees("agreement", agreement), hint)
+    elif level_of(None, agreement) == BAD:
+        few = f"{_disagrees('agreement', agreement)}, on {cases_of(values)} cases, which are too few to be sure"
+        yield Finding(CAUTION, few, "more samples show whether it is below: onnxshot compare INPUT RESULT --calib DATA")
     for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
         if level_of(None, share) == BAD:
             yield Finding(BAD, _disagrees(f"share of the same picks of output {name!r}", share), hint)

@@ -351,11 +351,11 @@ def test_compare_says_how_many_samples_and_calls_none_held_out(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("agreement", "cases", "level"),
     [
-        (0.75, 4, "ready"), (18 / 19, 19, "ready"), (0.9, 20, "bad"), (0.5, 4, "bad"), (0.95, 100, "ready"),
-        (0.94, 0, "bad"),
+        (0.75, 4, "caution"), (18 / 19, 19, "caution"), (0.9, 20, "caution"), (0.75, 20, "bad"), (0.5, 4, "bad"),
+        (0.95, 100, "ready"), (28 / 32, 32, "caution"), (27 / 32, 32, "bad"), (0.93, 1000, "bad"), (0.94, 0, "bad"),
     ],
 )
-def test_one_case_that_differs_is_no_rate(agreement: float, cases: int, level: str) -> None:
+def test_few_cases_that_differ_are_no_rate(agreement: float, cases: int, level: str) -> None:
     values = {**SOUND, "agreement": agreement, "samples": {**SOUND["samples"], **({"cases": cases} if cases else {})}}
     assert judge(values).level == level
 
