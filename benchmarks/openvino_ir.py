@@ -20,7 +20,8 @@ from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
 from onnxshot.calibration.readers import split
-from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.calibration.sample_parts import HOLDOUT
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.runtimes.base import EmitOptions, Loaded

@@ -21,8 +21,9 @@ from readme import Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
 from onnxshot.calibration.readers import split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.errors import OnnxshotError
-from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.maths.sqnr import SqnrSum
 

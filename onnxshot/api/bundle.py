@@ -18,6 +18,7 @@ from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.comparison.proto_edits import parsed
@@ -27,7 +28,7 @@ from onnxshot.delivery.artifacts import ONNX, load_artifact
 from onnxshot.delivery.input_files import of_run
 from onnxshot.delivery.output_files import of_bundle
 from onnxshot.errors import ModelError, TargetError, UsageError
-from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import aside, put_folder
 from onnxshot.files.conflicts import Files, Read
 from onnxshot.graph import Model

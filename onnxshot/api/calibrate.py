@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import (
     Statistics,
@@ -21,7 +22,7 @@ from onnxshot.calibration.statistics_file import (
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_run
 from onnxshot.errors import UsageError
-from onnxshot.execution.statistics_source import HOLDOUT, from_data, open_calib
+from onnxshot.execution.statistics_source import from_data, open_calib
 from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan

@@ -17,6 +17,7 @@ from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched, refuse_copies
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.calibration.tokenizer import with_tokenizer
@@ -26,7 +27,7 @@ from onnxshot.delivery.record import leave_beside, source_of
 from onnxshot.delivery.stage_files import artifact_files, evaluation_files, stage_output, stage_writes
 from onnxshot.delivery.write_results import input_bytes, peak_rss_mb, source_name
 from onnxshot.errors import UsageError
-from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
 from onnxshot.files.links import follow_link

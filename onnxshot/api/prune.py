@@ -14,6 +14,7 @@ from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_run
@@ -23,7 +24,7 @@ from onnxshot.delivery.write_results import deliver, input_bytes, source_name
 from onnxshot.errors import ModelError
 from onnxshot.execution import candidate_race
 from onnxshot.execution.layer_rows import Feeds
-from onnxshot.execution.statistics_source import HOLDOUT, open_calib
+from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.kept_arrays import KeptArrays
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model

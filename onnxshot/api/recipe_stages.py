@@ -12,11 +12,11 @@ from onnxshot.api.quantize import quantize
 from onnxshot.api.shrink import shrink, shrink_as_recorded
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.stage_files import stage_names
 from onnxshot.errors import ModelError, OnnxshotError
-from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.graph import Model
 from onnxshot.graph.weight_sparsity import lost_zeros
 from onnxshot.recipes.stages import EmitStage, ModelStage, PruneStage, ShrinkStage, Stage, Stages, kind_of

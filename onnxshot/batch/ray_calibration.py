@@ -11,11 +11,10 @@ from typing import Any
 
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.worker import settings_of
-from onnxshot.calibration.readers import split
+from onnxshot.calibration.sample_parts import parts_of
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution.observed_tensors import calibration_pass
 from onnxshot.execution.sharding import Shard, ShardedPass, ShardResult, run_shard
-from onnxshot.execution.statistics_source import HOLDOUT
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.stages.open_samples import open_samples
 from onnxshot.stages.prepare_model import Prepared, prepare_model
@@ -142,7 +141,7 @@ def calibrated_part(
     if not plan.observe or data is None:
         return None, {}
     with data:
-        chosen = data.subset(split(len(data), HOLDOUT)[0])
+        chosen = data.subset(parts_of(len(data)).ranging)
         watch = calibration_pass(prepared.model, plan, prepared.recipe, chosen, settings)
         part = run_shard(watch, mine, prepared.recipe, settings)
         if part.head is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxshot import memory
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, open_data, split
+from onnxshot.calibration.sample_parts import HOLDOUT, parts_of
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import (
     Statistics,
@@ -36,8 +37,6 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.model_inputs import fixed_specs, resolve_preset
 from onnxshot.settings import Settings
 
-HOLDOUT = 0.25
-"""Share of the samples, the last ones, that calibration leaves out. The result is measured on them."""
 _RESUMED = "calibration went on where an earlier run was ended: {} runs of a part on a sample were not repeated"
 
 
@@ -49,6 +48,8 @@ class RunStatistics:
         statistics: The statistics.
         calibrated: Indices of the calibration samples in the data.
         held_out: Indices of the held-out samples.
+        choosing: Indices of the samples that were left for choices (see `sample_parts`).
+        settled: Whether the pass stopped early, as the ranges had settled.
         inferences: Number of samples that were run for them; 0 if they come from the cache or a file.
         notes: Remarks for the report.
         key: Their key in the cache; empty if they are never cached.
@@ -58,6 +59,8 @@ class RunStatistics:
     statistics: Statistics
     calibrated: list[int]
     held_out: list[int]
+    choosing: list[int] = field(default_factory=list)
+    settled: bool = False
     inferences: int = 0
     notes: tuple[str, ...] = ()
     key: str = ""
@@ -103,6 +106,7 @@ def from_data(
     settle: bool = True,
     known: Mapping[str, TensorStats] | None = None,
     keep: bool = False,
+    choosing: bool = False,
 ) -> RunStatistics:
     """Statistics of all tensors the plan observes, from the cache if they are there, else from a pass over the data.
 
@@ -116,13 +120,14 @@ def from_data(
         settle: Allow the pass to stop early, if the settings do too.
         known: Statistics of tensors that need not be observed again. The result does not repeat them.
         keep: Keep what a pass sees of tensors whose channels may be scaled, for `after_scaling`.
+        choosing: Leave samples for choices; otherwise all that are not held out may be calibrated on.
 
     Raises:
         CalibrationError: A tensor is NaN or infinite on a sample.
         ModelError: The model does not run on a sample.
     """
-    calibrated, held_out = split(len(data), holdout)
-    watch = calibration_pass(model, plan, recipe, data.subset(calibrated), settings, settle=settle, known=known)
+    parts = parts_of(len(data), holdout, choices=choosing)
+    watch = calibration_pass(model, plan, recipe, data.subset(parts.ranging), settings, settle=settle, known=known)
     digests, cached = watch.samples.digests(), settings.use_cache and not data.random
     # If the cache folder lies among the samples, its entries would become samples.
     cached = cached and cache_folder.is_there() and not Read(Path(data.source), "", SAMPLES).would_take(
@@ -133,7 +138,8 @@ def from_data(
     kept = statistics_cache.load(key) if kept is None and cached else kept
     lasting = key if cached else ""
     if kept is not None:
-        return RunStatistics(kept, _numbers(kept, calibrated, digests), held_out, 0, kept.notes, lasting)
+        used, settled = _numbers(kept, parts.ranging, digests), len(kept.samples) < len(set(digests))
+        return RunStatistics(kept, used, parts.held_out, parts.choosing, settled, 0, kept.notes, lasting)
     journal = open_journal(key, memory.part_bytes()) if cached and runs_in_parts(model) else None
     found = collect(
         model, watch.names, watch.samples, channels=watch.channels, keep=scalable(model) if keep else None,
@@ -144,11 +150,14 @@ def from_data(
     statistics = watch.statistics(found.stats, found.used, digests, found.notes)
     if cached:
         statistics_cache.store(key, statistics)
-    used, notes = _numbers(statistics, calibrated, digests), statistics.notes
+    used, notes = _numbers(statistics, parts.ranging, digests), statistics.notes
+    settled = len(statistics.samples) < len(set(digests))
     if journal is not None:
         journal.remove()
         notes += (_RESUMED.format(journal.restored),) if journal.restored else ()
-    return RunStatistics(statistics, used, held_out, len(found.used), notes, lasting, found.kept)
+    return RunStatistics(
+        statistics, used, parts.held_out, parts.choosing, settled, len(found.used), notes, lasting, found.kept
+    )  # fmt: skip
 
 
 def after_scaling(
@@ -210,7 +219,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
             "run onnxshot calibrate with the same --target and --include",
         )
     if data is None:
-        return RunStatistics(known, [], [], 0, known.notes)
+        return RunStatistics(known, [], [], notes=known.notes)
     refuse_other("preset", known.preset, str(path), data.preset_hash, data.source)
     digests = data.digests()
     if not set(known.samples) <= set(digests):
@@ -223,7 +232,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     notes = known.notes
     if not new:
         notes = (*notes, "measured on samples that were calibrated on: no others were given")
-    return RunStatistics(known, calibrated, held_out, 0, notes)
+    return RunStatistics(known, calibrated, held_out, settled=True, notes=notes)
 
 
 def _numbers(known: Statistics, numbers: Sequence[int], digests: Sequence[str]) -> list[int]:

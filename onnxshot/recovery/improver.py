@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
-from onnxshot.calibration.sampling import spread
-from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.sample_parts import TrialSamples, evenly, trial_samples
+from onnxshot.calibration.stats import TensorStats, merge
 from onnxshot.execution.candidate_race import CandidateError, Judge
 from onnxshot.execution.observed_tensors import missing_in
 from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
@@ -43,7 +43,6 @@ from onnxshot.targets.base import Target
 _BATCHES = {"fast": (8, 8, 16), "balanced": (8, 8, 16), "best": (12, 12, 24)}
 """Samples that candidates are compared on, by effort. Further batches are run where the earlier ones do not decide."""
 _LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
-_CHECKED = 3  # of the samples, every third one is not learned from, but decides whether a repair helps
 _GRID_ON = 8  # calibration samples that an input grid is derived from
 _GRID_WITHIN_DB = 21.0  # an input whose SQNR exceeds that of the outputs by this much causes little of their error
 _GRID_GAIN_DB = 0.5  # least gain: padding the input by hand costs up to 4 % of a small network's time
@@ -73,7 +72,7 @@ class Improver:
         settings: how to run models.
         trained: scales that a quantized model brought; they rule out changes of the model.
         data: all samples.
-        gathered: which samples were calibrated on, and which are held out.
+        gathered: which samples were calibrated on, and which are held out; `best` may add some.
         timed: measures the time of each step.
         inferences: how many samples were run so far to observe changed models.
     """
@@ -88,11 +87,17 @@ class Improver:
     gathered: RunStatistics
     timed: Timed
     inferences: int = field(init=False, default=0)
+    _samples: TrialSamples = field(init=False)
     _learned_from: list[Sample] = field(init=False, default_factory=list)
     _judge: Judge = field(init=False)
 
     def __post_init__(self) -> None:
         self._judge = Judge(self.reference, self.data, self.settings.threads)
+        gathered = self.gathered
+        self._samples = trial_samples(
+            len(self.data), gathered.calibrated, gathered.choosing, gathered.held_out,
+            _LEARNED_FROM.get(self.recipe.effort, 0),
+        )  # fmt: skip
 
     def best(self, plan: Plan, evidence: Evidence) -> Candidate:
         """Return the most accurate of the candidates that the effort and the recipe allow.
@@ -122,12 +127,11 @@ class Improver:
         best, found = first, None
         if len(candidates) > 1:
             with self.timed("try"):
-                best, found = self._choose(candidates, self._glances(self.gathered.calibrated))
+                best, found = self._choose(candidates, self._glances())
         best = replace(best, equalized=best.model is not given.model)
         if self.recipe.effort != "fast" and self.recipe.smooth is not False and not self.trained:
             best = self._smoothed(best)
-        best = self._gridded(best, math.inf if found is None else found.typical_db)
-        return best
+        return self._completed(self._gridded(best, math.inf if found is None else found.typical_db))
 
     def refine(self, best: Candidate) -> Candidate:
         """Choose ranges by the error of the outputs, where the effort asks for it, and keep them if that helps."""
@@ -150,13 +154,18 @@ class Improver:
         with self.timed("look"):
             found = Looker(
                 best.model, best.plan, recipe, lambda other: self._planned(best.model, other, best.evidence),
-                self.target, self._judge, _evenly(self.gathered.calibrated), len(self.gathered.calibrated), forced,
+                self.target, self._judge, self.choosing, len(self.gathered.calibrated), forced,
                 self.settings,
             ).look()  # fmt: skip
             if not found.layers:
                 return best, found
             best = replace(best, layers={**best.layers, **found.layers})
             return replace(best, plan=self._planned(best.model, self._recipe_of(best), best.evidence)), found
+
+    @property
+    def choosing(self) -> list[int]:
+        """Numbers of the samples that candidates are compared on; every prefix is evenly spaced over all of them."""
+        return self._samples.choosing
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
         """Repair a quantized model layer by layer, if the effort asks for it and it helps.
@@ -183,6 +192,29 @@ class Improver:
             self.gathered.kept.close()
         if self.recipe.effort == "fast":  # nothing is repaired, so nothing is compared any more
             self._judge.release()
+
+    def _completed(self, best: Candidate) -> Candidate:
+        """Let ranges cover the samples that the candidate was chosen on too, where those so far may be too narrow.
+
+        They may be where the ranges of the given model had not settled, and where the model was changed.
+        """
+        numbers, changed = self.gathered.choosing, best.equalized or best.smoothed
+        if not numbers or not best.plan.params or (self.gathered.settled and not changed):
+            return best
+        with self.timed("calibrate"):
+            recipe, data = self._recipe_of(best), self.data.subset(numbers)
+            found = from_data(best.model, best.plan, recipe, data, self.settings, 0.0, settle=False)
+            self.inferences += found.inferences
+            stats = _merged(best.evidence.stats, found.statistics.tensors)
+            known = self.gathered.statistics
+            if best.model is self.model:
+                samples = tuple(sorted({*known.samples, *found.statistics.samples}))
+                known = replace(known, tensors=_merged(known.tensors, found.statistics.tensors), samples=samples)
+            calibrated = sorted([*self.gathered.calibrated, *numbers])
+            self.gathered = replace(self.gathered, statistics=known, calibrated=calibrated)
+            exact = {key: one for key, one in best.evidence.chosen.items() if one.method == METHOD}
+            evidence = replace(best.evidence, stats=stats, chosen=exact)
+            return replace(best, plan=self._planned(best.model, recipe, evidence), evidence=evidence)
 
     def _planned(self, model: Model, recipe: Recipe, evidence: Evidence) -> Plan:
         return make_plan(model, self.target, recipe, evidence, self.trained)
@@ -217,13 +249,9 @@ class Improver:
 
     def _learning(self) -> tuple[list[Sample], Iterator[list[int]]]:
         """Samples to learn from, and numbers of others that decide whether it helped; held-out samples are neither."""
-        judges = set(self.gathered.held_out)
-        numbers = [i for i in range(len(self.data)) if i not in judges] or self.gathered.calibrated
-        checks = numbers[_CHECKED - 1 :: _CHECKED]
         if not self._learned_from:
-            others = [n for i, n in enumerate(numbers) if i % _CHECKED != _CHECKED - 1]
-            self._learned_from = self._read(_evenly(others)[: _LEARNED_FROM[self.recipe.effort]])
-        return self._learned_from, self._batches(checks)
+            self._learned_from = self._read(self._samples.learned)
+        return self._learned_from, self._batches(self._samples.checking)
 
     def _gridded(self, given: Candidate, outputs_db: float) -> Candidate:
         """Quantize inputs on the grid that their samples lie on, such as that of 8-bit pictures.
@@ -237,7 +265,7 @@ class Improver:
         if not wanted or not names or not self.target.input_grids:
             return given
         with self.timed("grid"):
-            samples = self._read(_evenly(self.gathered.calibrated)[:_GRID_ON])
+            samples = self._read(evenly(self.gathered.calibrated)[:_GRID_ON])
             if not self.recipe.grid:
                 inputs_db = {
                     name: least_db([s.feed[name] for s in samples], float(given.plan.params_of(name).scale))
@@ -258,7 +286,7 @@ class Improver:
             other = replace(given, model=model, plan=plan, evidence=evidence, lead=_GRID_GAIN_DB, gridded=True)
             if self.recipe.grid:
                 return other
-            return self._choose([other, replace(given, lead=0.0)], self._glances(self.gathered.calibrated))[0]
+            return self._choose([other, replace(given, lead=0.0)], self._glances())[0]
 
     def _equalized(self, given: Candidate) -> Candidate | None:
         """Equalize channels and calibrate again; None where there is nothing to gain."""
@@ -274,7 +302,7 @@ class Improver:
             self.inferences += runs
             known |= derived
             if missing_in(known, list(self.gathered.statistics.tensors), self.gathered.by_channel):
-                known = dict(self._completed(model, known))
+                known = dict(self._observed(model, known))
             evidence = Evidence(known)
             plan = make_plan(model, self.target, self.recipe, evidence)
             return replace(given, model=model, plan=plan, evidence=evidence)
@@ -287,7 +315,7 @@ class Improver:
         if not readers_of(given.model, whole, STATIC) and not given.plan.smoothing:
             return given
         with self.timed("smooth"):
-            samples = self._read(_evenly(calibrated)[: _SMOOTHED_FROM // (2 if is_large(self.model) else 1)])
+            samples = self._read(evenly(calibrated)[: _SMOOTHED_FROM // (2 if is_large(self.model) else 1)])
             found = strengths(given.model, whole, given.plan, given.evidence, samples, self.settings)
             made = smoothed(given.model, whole, given.plan, given.evidence.stats, samples, self.settings)
             changed = sum(strength != STRENGTH for strength in found.values())
@@ -296,7 +324,7 @@ class Improver:
             model, evidence, lead = given.model, replace(given.evidence, strengths=found), 0.0
             if made is not None:
                 model, known = made
-                evidence, lead = Evidence(self._completed(model, known), strengths=found), _SMOOTHING_GAIN_DB
+                evidence, lead = Evidence(self._observed(model, known), strengths=found), _SMOOTHING_GAIN_DB
             plan = self._planned(model, self.recipe, evidence)
             other = replace(given, model=model, plan=plan, evidence=evidence, clips=True, lead=lead, smoothed=True)
             others = [other]
@@ -305,9 +333,9 @@ class Improver:
                 others.append(replace(other, plan=plain, clips=False))
             if self.recipe.smooth is None:
                 others.append(replace(given, lead=0.0))
-            return self._choose(others, self._glances(calibrated))[0] if len(others) > 1 else other
+            return self._choose(others, self._glances())[0] if len(others) > 1 else other
 
-    def _completed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
+    def _observed(self, model: Model, known: Mapping[str, TensorStats]) -> Mapping[str, TensorStats]:
         """Statistics of a changed model, observed on all samples that were calibrated on.
 
         Args:
@@ -320,24 +348,24 @@ class Improver:
         self.inferences += found.inferences
         return {**known, **found.statistics.tensors}
 
-    def _glances(self, numbers: Sequence[int]) -> Iterator[list[int]]:
-        """As `_batches`. Of a large model the first batch is looked at in halves: the first one often decides."""
-        for number, batch in enumerate(self._batches(numbers)):
+    def _glances(self) -> Iterator[list[int]]:
+        """Batches to choose on. Of a large model the first one is looked at in halves: the first half often decides."""
+        for number, batch in enumerate(self._batches(self._samples.choosing)):
             middle = len(batch) // 2 if is_large(self.model) and number == 0 else 0
             yield from (part for part in (batch[:middle], batch[middle:]) if part)
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of samples in batches; each batch is evenly spaced over all of them."""
-        order, start = _evenly(numbers), 0
+        """The first of these numbers in batches."""
+        start = 0
         for size in _BATCHES[self.recipe.effort]:
-            if start < len(order):
-                yield order[start : start + size]
+            if start < len(numbers):
+                yield list(numbers[start : start + size])
             start += size
 
     def _read(self, numbers: Sequence[int]) -> list[Sample]:
         return list(in_order(self.data.__getitem__, numbers, self.settings.threads))
 
 
-def _evenly(numbers: Sequence[int]) -> list[int]:
-    """Return the numbers in an order whose every prefix is evenly spaced over all of them."""
-    return [numbers[i] for i in spread(len(numbers))]
+def _merged(some: Mapping[str, TensorStats], others: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
+    """Statistics of the first tensors over the samples of both."""
+    return {name: merge(one, others[name]) if name in others else one for name, one in some.items()}

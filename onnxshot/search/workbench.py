@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, Sample, split
+from onnxshot.calibration.sample_parts import evenly
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.record import stamp
@@ -217,7 +218,7 @@ def workbench(
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
         elif recipe.effort != "fast" and any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS)):
             held_out = split(len(data))[1]  # the result's weights are rounded with the others
-        tried = calibrated[:: max(1, len(calibrated) // count)][:count]
+        tried = evenly(final.improver.choosing if final.improver is not None else calibrated)[:count]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
         notes = [*prepared.notes, *given.notes, *forms, reference.note, *(gathered.notes if gathered else ())]

@@ -31,6 +31,7 @@ class FinalPlan:
         decided: the recipe with what the trials found; a run with it finds the same without trials.
         improver: repairs the quantized model later; None where nothing can be tried.
         inferences: how many samples were run to observe changed models again.
+        gathered: the statistics, with those of samples that were calibrated on once they had chosen.
         notes: what was done.
         look: what was measured of groups of nodes in other forms (`Report.look`).
         learned_on: how many samples the integers of weights in blocks were learned from; 0 where none were.
@@ -42,6 +43,7 @@ class FinalPlan:
     decided: Recipe
     improver: Improver | None = None
     inferences: int = 0
+    gathered: RunStatistics | None = None
     notes: tuple[str, ...] = ()
     look: tuple[Mapping[str, Any], ...] = ()
     learned_on: int = 0
@@ -109,5 +111,5 @@ def improve_plan(
     notes = (*best.notes(), *([found.note] if found.note else ()))
     return FinalPlan(
         replace(prepared, model=best.model, recipe=recipe), best.plan, best.evidence, decided, improver,
-        improver.inferences, notes, found.rows,
+        improver.inferences, improver.gathered, notes, found.rows,
     )  # fmt: skip

@@ -115,6 +115,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
 
     final = improve_plan(prepared, plan, gathered, samples, reference, report.timed, evidence)
     final = round_weights(final, samples, report.timed)
+    gathered = final.gathered or gathered
     report.notes += final.notes
     report.look = [dict(row) for row in final.look]
 
@@ -127,7 +128,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         held_out, known = gathered.held_out, gathered.statistics
         used = len(known.samples) if data is None else len(gathered.calibrated)
         inferences = gathered.inferences + final.inferences
-        report.samples = _samples_row(samples, used, known.considered, held_out, inferences)
+        report.samples = _samples_row(samples, used, known.considered + len(gathered.choosing), held_out, inferences)
     elif (final.learned_on or rewritten.halved_on is not None) and data is not None:
         held_out, used = split(len(data))[1], max(final.learned_on, rewritten.halved_on or 0)
         report.samples = _samples_row(samples, used, len(data) - len(held_out), held_out, used)

@@ -26,4 +26,4 @@ def observe(prepared: Prepared, plan: Plan, samples: Samples, timed: Timed = unt
         return None
     with timed("calibrate"):
         keep = may_equalize(prepared.recipe, prepared.trained)
-        return from_data(prepared.model, plan, prepared.recipe, data, prepared.settings, keep=keep)
+        return from_data(prepared.model, plan, prepared.recipe, data, prepared.settings, keep=keep, choosing=True)
