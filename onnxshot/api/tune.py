@@ -31,8 +31,8 @@ from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
-from onnxshot.search.goal import TIMES, Goal, Judge
-from onnxshot.search.mixed_precision import MixedPrecisionSearch, pareto_front
+from onnxshot.search.goal import TIMES, Goal, Judge, pareto_front
+from onnxshot.search.mixed_precision import MixedPrecisionSearch
 from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
 

@@ -170,6 +170,12 @@ class Outcome:
     levels: Mapping[str, int] = field(default_factory=dict)
 
 
+def pareto_front(found: list[Measured]) -> list[Measured]:
+    """Return the candidates that no other one beats, the smallest file first."""
+    front = [row for row in found if not any(other.beats(row) for other in found)]
+    return sorted(front, key=lambda row: (row.bytes, -row.sqnr_db))
+
+
 def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str:
     """Say in words that a value misses a limit; empty where it does not. min_sqnr is a minimum, all others maxima."""
     missed = value is None or (value < limit if name == "min_sqnr" else value > limit)

@@ -1,13 +1,16 @@
 """Mixed precision under a goal: find which nodes go back to float by measuring candidates.
 
 1. Build and measure the model with all nodes in int8.
-2. If it is slower than the goal allows, first put those nodes back that are slower in int8 than in float.
-3. Order the other nodes by their measured gain per cost. Bisect for the shortest prefix of that order that must go back
+2. If it is less accurate than the goal allows, look for the cheapest mix of forms of groups, by the time that they take
+   (`recovery/group_search.py`): int8, float with weights in 8 bits, and, for products, scales at run time. Single nodes
+   are looked at only where no mix of groups reaches the goal: steps 4 and 5.
+3. If it is slower than the goal allows, first put those nodes back that are slower in int8 than in float.
+4. Order the other nodes by their measured gain per cost. Bisect for the shortest prefix of that order that must go back
    to float, keep half of it, order the rest again, and repeat.
-4. Try to return every node that is in float now to int8, one by one.
-5. Accuracy recovery was chosen for all nodes in int8, and may choose differently with other nodes in float. So before
+5. Try to return every node that is in float now to int8, one by one.
+6. Accuracy recovery was chosen for all nodes in int8, and may choose differently with other nodes in float. So before
    cheaper candidates are rejected, make the most accurate of them with a full `quantize` run.
-6. Time the best candidate again.
+7. Time the best candidate again.
 """
 
 from __future__ import annotations
@@ -19,11 +22,19 @@ from pathlib import Path
 
 from onnxshot.graph import Model
 from onnxshot.graph.save import write
-from onnxshot.planning.plan import FLOAT, Plan
+from onnxshot.maths.sqnr import CAP_DB
+from onnxshot.planning.groups import PlanGroup
+from onnxshot.planning.plan import FLOAT, STORED, Plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery.group_search import SAME, Forms, GroupSearch
+from onnxshot.recovery.plan_trials import PlanTrials
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured, Outcome
 from onnxshot.search.workbench import Workbench
 
+_MOST_MODELS = 48  # that are measured to look for a mix of groups
+_STEP_DB = 3.0  # by which the accuracy rises from mix to mix, where the goal is not in dB
+_STEPS = 8
+_NEAR_DB = 1.5  # what a full run may add to a candidate
 _REMADE = 3  # candidates that are made by a full run at most: each takes as long as `quantize`
 
 
@@ -33,7 +44,9 @@ class _OutOfTime(Exception):
 
 @dataclass(slots=True)
 class MixedPrecisionSearch:
-    """The search on one model. A candidate is the set of units in float, each named by its pattern.
+    """The search on one model.
+
+    A candidate is the set of units in float, each named by its pattern; or a mix of forms, each written "FORM PATTERN".
 
     Attributes:
         bench: builds candidates.
@@ -45,6 +58,7 @@ class MixedPrecisionSearch:
         remake: makes the model of a recipe by a full run of `quantize`.
         seen: every candidate that was measured.
         empty: the candidates in which nothing is quantized: they are the float model.
+        mixes: the candidates that are mixes of forms.
         remade: the candidates whose full run is more accurate than what the workbench builds.
         out_of_time: whether the budget ended the search.
     """
@@ -58,11 +72,16 @@ class MixedPrecisionSearch:
     remake: Callable[[Recipe], Model]
     seen: dict[frozenset[str], Measured] = field(default_factory=dict)
     empty: set[frozenset[str]] = field(default_factory=set)
+    mixes: dict[frozenset[str], Forms] = field(default_factory=dict)
     remade: set[frozenset[str]] = field(default_factory=set)
     out_of_time: bool = False
     _priced: dict[str, float] = field(default_factory=dict)
     _times: dict[str, tuple[float, float]] = field(default_factory=dict)
     _alone: dict[str, float] = field(default_factory=dict)
+    _trials: PlanTrials = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._trials = self.bench.trials(self._mix_db, self._in_time)
 
     @property
     def _costs(self) -> dict[str, float]:
@@ -85,7 +104,7 @@ class MixedPrecisionSearch:
         """Return the best candidate found before the deadline. All int8 is measured in any case."""
         base = self.measured(frozenset())
         try:
-            if self.goal.inaccurate(base):
+            if self.goal.inaccurate(base) and not self._by_groups(base):
                 self._put_back(until=lambda found: not self.goal.inaccurate(found), last=True)
                 self._return_to_int8()
             first = self._fastest() if self.goal.too_slow(base) else frozenset[str]()
@@ -100,6 +119,9 @@ class MixedPrecisionSearch:
 
     def recipe(self, floats: frozenset[str]) -> Recipe:
         """Return the recipe that makes a candidate; its patterns are in graph order."""
+        if floats in self.mixes:
+            base = self.asked if floats in self.remade else self.bench.recipe
+            return self._trials.recipe_of(self.mixes[floats], base)
         patterns = tuple(u.pattern for u in self.bench.units if u.pattern in floats)
         return self._as_asked(patterns) if floats in self.remade else self.bench.without(patterns)
 
@@ -117,19 +139,28 @@ class MixedPrecisionSearch:
             if not plan.stored and all(node.how == FLOAT for node in plan.nodes):
                 self.empty.add(floats)
             write(self.bench.build(recipe), path)
-            self.seen[floats] = self.judge.measure(path, recipe.exclude)
+            self.seen[floats] = self.judge.measure(path, self._moved(floats))
             self._show("candidates measured", len(self.seen))
         return self.seen[floats]
 
     def best(self) -> frozenset[str]:
         """Return the cheapest candidate that reaches the goal, or the one that comes closest.
 
+        Of candidates that take the same time, the most accurate one is the cheapest.
+
         A candidate with nothing quantized is the float model, and counts only where there is no other.
         """
         known = {floats: found for floats, found in self.seen.items() if floats not in self.empty} or self.seen
         reached = [floats for floats, found in known.items() if not self.goal.missed(found)]
         if reached and self.goal.wants_accuracy:
-            return min(reached, key=lambda f: (self._cost(f), len(f), -self.seen[f].sqnr_db))
+            least = min(map(self._time, reached)) + SAME
+
+            def cheap(floats: frozenset[str]) -> tuple[float, int, float, float]:
+                db = self.seen[floats].sqnr_db
+                same = self._time(floats) <= least
+                return least if same else self._time(floats), -round(min(db, CAP_DB)), self._cost(floats), -db
+
+            return min(reached, key=cheap)
 
         def close(floats: frozenset[str]) -> tuple[bool, bool, float, float]:
             found = self.seen[floats]
@@ -148,6 +179,41 @@ class MixedPrecisionSearch:
         return {}
 
     # ------------------------------------------------------------------ steps
+
+    def _by_groups(self, base: Measured) -> bool:
+        """Measure mixes of groups, and return whether one is accurate enough.
+
+        Where the goal is not in dB, mixes of rising accuracy are measured.
+        """
+        groups, goal = self._trials.groups(), self.goal.min_sqnr
+        if not groups:
+            return False
+        wanted = [] if goal is None else [goal]
+        if self.goal.max_drop is not None or self.goal.max_perplexity_rise is not None:
+            first = base.sqnr_db if goal is None else max(goal, base.sqnr_db)
+            wanted += [first + _STEP_DB * step for step in range(1, _STEPS + 1)]
+        self._trials.settle(wanted[0])
+        search = GroupSearch(self._trials, sum(self._trials.times[""].values()), _MOST_MODELS)
+        for db in wanted:
+            search.find(groups, db)
+            if any(not self.goal.inaccurate(self.seen[mix]) for mix in self.mixes):
+                return True
+        return False
+
+    def _mix_db(self, forms: Forms) -> float:
+        """Measure a mix of forms, and return its SQNR in dB on held-out samples."""
+        form_of, labels = dict(forms), self._trials.labels(forms)
+        named = zip(labels, self._trials.patterns(forms), strict=True)
+        key = frozenset(f"{form_of[label]} {pattern}" for label, pattern in named)
+        if key:
+            self.mixes[key] = forms
+        return self.measured(key).sqnr_db
+
+    def _moved(self, floats: frozenset[str]) -> tuple[str, ...]:
+        """Patterns of what a candidate does not compute as planned, behind those that the recipe excludes."""
+        if floats in self.mixes:
+            return (*self.asked.exclude, *self._trials.patterns(self.mixes[floats]))
+        return self.recipe(floats).exclude
 
     def _fastest(self) -> frozenset[str]:
         """Return the fastest of a few candidates: all int8, and nodes in float that are slower in int8."""
@@ -246,17 +312,19 @@ class MixedPrecisionSearch:
         Stops at the first that reaches the goal. A candidate keeps its full run where that is more accurate.
         """
         best = self.best()
-        if not self.goal.wants_accuracy or not best:
-            return
         missed = bool(self.goal.missed(self.seen[best]))
+        if not self.goal.wants_accuracy or not (best or missed):
+            return
         others = [f for f in self.seen if f and f not in self.empty and self.goal.inaccurate(self.seen[f])]
-        cheaper = [f for f in others if missed or self._cost(f) < self._cost(best)]
+        cheaper = [f for f in others if missed or self._time(f) < self._time(best) - SAME]
+        if self.goal.min_sqnr is not None:
+            cheaper = [f for f in cheaper if self.seen[f].sqnr_db > self.goal.min_sqnr - _NEAR_DB]
         nearest = sorted(cheaper, key=lambda f: _accuracy(self.seen[f]), reverse=True)[:_REMADE]
         for floats in sorted(nearest, key=lambda f: (self._cost(f), sorted(f))):
             self._in_time()
             self.remade.add(floats)
             path = self._made(floats)
-            found = self.judge.measure(path, self.recipe(floats).exclude)
+            found = self.judge.measure(path, self._moved(floats))
             if _accuracy(found) > _accuracy(self.seen[floats]):
                 self.seen[floats] = found
             else:
@@ -283,7 +351,21 @@ class MixedPrecisionSearch:
     # ------------------------------------------------------------------ small things
 
     def _cost(self, floats: frozenset[str]) -> float:
+        if floats in self.mixes:
+            return self._time(floats) + len(floats) / max(len(self.bench.units), 1)
         return sum(self._costs[p] for p in sorted(floats))
+
+    def _time(self, floats: frozenset[str]) -> float:
+        """What a candidate takes longer than all int8, as a share of what all int8 takes."""
+        times, trials = self._trials.times, self._trials
+        if floats in self.mixes:
+            forms = self.mixes[floats]
+        else:
+            by_pattern = {u.pattern: u.planned.node for u in self.bench.units}
+            forms = frozenset((by_pattern[p], STORED) for p in floats)
+        known = [(label, form) for label, form in forms if label in times[""]]
+        whole = sum(times[""].values()) or 1.0
+        return sum(trials.milliseconds(PlanGroup("node", (label,)), form) for label, form in sorted(known)) / whole
 
     def _in_time(self) -> None:
         if time.perf_counter() > self.deadline:
@@ -313,9 +395,3 @@ def _unit_costs(bench: Workbench, times: Mapping[str, tuple[float, float]], *, b
         u.pattern: saved[u.pattern] / whole + 1 / len(units) + (u.weight_bytes / stored if by_size else 0.0)
         for u in units
     }
-
-
-def pareto_front(found: list[Measured]) -> list[Measured]:
-    """Return the candidates that no other one beats, the smallest file first."""
-    front = [row for row in found if not any(other.beats(row) for other in found)]
-    return sorted(front, key=lambda row: (row.bytes, -row.sqnr_db))

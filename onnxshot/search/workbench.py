@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
 from onnxshot.planning.plan import FLOAT, STATIC, WEIGHTS, NodePlan, Plan
+from onnxshot.planning.scales import Evidence
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recovery.group_search import Forms
+from onnxshot.recovery.plan_trials import PlanTrials
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.runtimes.ort_kernel_times import kernel_times, timed_in_parts
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -135,6 +138,15 @@ class Workbench:
         plan = self.plan_of(replace(self.without(others), include=include, per_channel=per_channel))
         there = plan.stored if unit.how == STORED else plan.labels(unit.how)
         return plan if unit.planned.node in there else None
+
+    def trials(self, whole: Callable[[Forms], float], each: Callable[[], None]) -> PlanTrials:
+        """Measures groups of nodes in other forms. whole: measures a mix. each: called before each model is made."""
+        prepared, samples = self.prepared, self.samples
+        evidence = Evidence({}) if self.final.evidence is None else self.final.evidence
+        return PlanTrials(
+            prepared.model, prepared.target, self.recipe, self.plan, evidence, prepared.trained, self.judge,
+            range(len(samples)), [sample.feed for sample in samples], prepared.settings.threads, whole=whole, each=each,
+        )  # fmt: skip
 
     def sqnrs(self, plans: Iterable[Plan]) -> Iterator[float]:
         """Yield the SQNR in dB over `samples` for each plan, each output relative to its own scale.
