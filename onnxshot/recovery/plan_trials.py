@@ -31,6 +31,7 @@ from onnxshot.targets.base import Target
 
 SHORTEST_MS = 0.1
 """Shorter runs are mostly overhead, and their times decide nothing."""
+_SAMPLES = 4  # that mixes are measured on
 _FEEDS = 4  # that kernels are timed on
 _TWICE = 2.2  # times one product, at most: two products, and the quantization of what the first one leaves
 _WIDE = 1 << 16  # values of a weight: below them two products are slower than one in float
@@ -89,6 +90,12 @@ class PlanTrials:
             free = tuple(label for label in group.nodes if label not in asked)
             found += [replace(group, nodes=free)] if free else []
         return found
+
+    def choose_samples(self) -> None:
+        """Go on with the few samples whose outputs hold most: an empty one tells nothing of a mix."""
+        (error,) = self.judge.measure([self._made(self.plan)], self.numbers)
+        held = sorted(range(len(self.numbers)), key=lambda i: -error.weights[i])[:_SAMPLES]
+        self.numbers, self.feeds = [self.numbers[i] for i in sorted(held)], [self.feeds[i] for i in sorted(held)]
 
     def settle(self, goal_db: float) -> None:
         """Let groups in float keep their weights in 8 bits, unless these alone cost the outputs too much for a goal."""

@@ -192,6 +192,7 @@ class MixedPrecisionSearch:
         if self.goal.max_drop is not None or self.goal.max_perplexity_rise is not None:
             first = base.sqnr_db if goal is None else max(goal, base.sqnr_db)
             wanted += [first + _STEP_DB * step for step in range(1, _STEPS + 1)]
+        self._trials.choose_samples()
         self._trials.settle(wanted[0])
         search = GroupSearch(self._trials, sum(self._trials.times[""].values()), _MOST_MODELS)
         for db in wanted:

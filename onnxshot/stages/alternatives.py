@@ -22,7 +22,7 @@ from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sampling import spread
 from onnxshot.delivery.artifacts import Judged
 from onnxshot.errors import OnnxshotError, UsageError
-from onnxshot.execution.candidate_race import Judge, candidate_of
+from onnxshot.execution.candidate_race import Judge
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.save import write
@@ -49,8 +49,8 @@ _FORMS = {
 }  # fmt: skip
 _HARDLY_FASTER = 1.2  # times as fast as the input
 _SHARE = 0.25  # of the result's weight bytes: float recurrent layers below it are not what makes the file large
-_TRIED_ON = 4  # samples: those whose outputs hold most
-_LOOKED_AT = 16  # samples to choose them from
+_TRIED_ON = 4  # samples
+_LOOKED_AT = 16  # samples to choose from those that mixes are measured on
 _HALF_DB = 6.0  # half of the error, as an amplitude
 _SPARE_DB = 1.0  # what a mix should have more, where the one before it fell short
 _MOST_MODELS = 40  # that the search among groups measures
@@ -165,6 +165,7 @@ class Alternatives:
         """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
         trials = self._trials(data)
         groups = trials.groups()
+        trials.choose_samples()
         trials.settle(self._wanted_db)
         search = GroupSearch(trials, sum(trials.times[""].values()), _MOST_MODELS)
         wanted = self._wanted_db
@@ -184,8 +185,6 @@ class Alternatives:
         numbers = [i for i in range(len(data)) if i not in set(self.made.held_out)] or list(range(len(data)))
         samples = [data[numbers[i]] for i in spread(len(numbers))[:_LOOKED_AT]]
         judge = Judge(self.judged.reference, samples, self._settings.threads)
-        (error,) = judge.measure([candidate_of(self.made.model)], range(len(samples)))
-        chosen = sorted(sorted(range(len(samples)), key=lambda i: -error.weights[i])[:_TRIED_ON])
         evidence = Evidence({}) if final.evidence is None else final.evidence
         stop = self._others.deadline - min(self._run_seconds, (self._others.deadline - time.perf_counter()) / 2)
 
@@ -195,7 +194,7 @@ class Alternatives:
 
         return PlanTrials(
             self._float_model, prepared.target, final.decided, self.made.plan, evidence, prepared.trained, judge,
-            chosen, [samples[i].feed for i in chosen], self._settings.threads,
+            range(len(samples)), [sample.feed for sample in samples], self._settings.threads,
             seconds=self._settings.bench_seconds, each=in_time,
         )  # fmt: skip
 
