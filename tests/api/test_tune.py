@@ -275,7 +275,7 @@ def test_missed_limits_are_reported() -> None:
 
 def test_data_that_can_be_read_once_is_kept(given: list[Feed], base: Result) -> None:
     result = tune(fixture(NAME), iter(given), Goal(min_sqnr=20), settings=QUICK)
-    assert result.model.to_proto() == base.model.to_proto()
+    assert result.model.to_proto().graph == base.model.to_proto().graph
 
 
 def test_nodes_with_scales_at_run_time_go_back_too() -> None:
