@@ -47,6 +47,8 @@ class Scores:
             the output back; empty if unknown.
         agreed: Rows with a clear highest score that both models have at the same place.
         decided: Rows with a clear highest score.
+        answer: The first answer of the float model; None before one is clear.
+        differs: Whether it gives another one too.
         rows: Rows in total.
         curves: Rows that are curves, whose neighbouring values are similar.
         distributions: Rows that are a distribution.
@@ -61,6 +63,8 @@ class Scores:
     maker: str = ""
     agreed: int = 0
     decided: int = 0
+    answer: int | None = None
+    differs: bool = False
     rows: int = 0
     curves: int = 0
     distributions: int = 0
@@ -99,9 +103,13 @@ class Scores:
         self.rows += len(rows)
         self.curves += int(np.count_nonzero(~(margin > _FLAT * apart)))
         self.decided += int(np.count_nonzero(clear))
+        answers = rows.argmax(-1)
+        if clear.any():
+            self.answer = int(answers[clear][0]) if self.answer is None else self.answer
+            self.differs |= bool((answers[clear] != self.answer).any())
         if got is None:
             return
-        same = rows.argmax(-1) == got.argmax(-1)
+        same = answers == got.argmax(-1)
         self.agreed += int(np.count_nonzero(same & clear))
         both = (log_probabilities(values, soft=bool(soft.all())) for values in (rows, got))
         apart = divergences(*both)
@@ -113,6 +121,11 @@ class Scores:
     def agreement(self) -> float | None:
         """Top-1 agreement over the rows with a clear highest score, 0..1; None if the output is no class scores."""
         return self.agreed / self.decided if self.decided and self._are_scores() else None
+
+    @property
+    def monotonous(self) -> bool:
+        """Whether the float model gives the same answer in all of several cases: agreement then shows little."""
+        return self.agreement is not None and self.decided > 1 and not self.differs
 
     @property
     def divergence(self) -> float | None:

@@ -9,10 +9,12 @@ import numpy as np
 from onnxshot.maths.sqnr import SqnrSum
 
 _STEP = 1 / 128
-"""Samples quieter than this share of the median sample, by root mean square, are not counted.
+"""Samples quieter than this share of a loud sample, by root mean square, are not counted.
 
-It is one step of 8 bits: a quieter sample is close to zero for a model whose samples are like the median one.
+It is one step of 8 bits: a quieter sample is close to zero for a model whose samples are like the loud one.
 """
+_LOUD = 90
+"""Percentile of a loud sample: most samples may hold nothing, as pictures without text, and one may be an outlier."""
 
 
 def spread(samples: Sequence[SqnrSum]) -> dict[str, float]:
@@ -30,9 +32,9 @@ def spread(samples: Sequence[SqnrSum]) -> dict[str, float]:
     if not held:
         return {}
     level = np.sqrt([one.signal / one.count for one in held])
-    typical = float(np.median(level))
-    each = [one.db for one, own in zip(held, level, strict=True) if own >= _STEP * typical]
+    counts = level >= _STEP * np.percentile(level, _LOUD, method="lower")
+    each = [one.db for one, counted in zip(held, counts, strict=True) if counted]
     return {
         "least": min(each), "tenth": float(np.percentile(each, 10)), "median": float(np.median(each)),
-        "samples": len(each), "held": typical / float(level.max()),
+        "samples": len(each), "held": float(np.median(level[counts]) / level.max()),
     }  # fmt: skip

@@ -272,14 +272,23 @@ def _comparison(
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
         cases=next((r.cases for r in rows if r.agreement is not None), 0),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
-        notes=(
+        notes=tuple(filter(None, (
             *(_pick_notes(picks) if picks is not None else ()),
+            *(_one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)),
             *(_part_note(r) for r in rows if r.part is not None),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
-        ),
+        ))),
         ordered={name: match.share for name, match in ordered.items()},
         tokens=tokens if tokens is not None and tokens.positions else None,
     )
+
+
+def _one_answer(row: OutputRow, scores: Scores | None) -> str:
+    """A note on class scores whose highest class is always the same; else empty."""
+    if scores is None or not scores.monotonous or row.match is None or row.match.kind != CLASSES:
+        return ""
+    what = f"the float model gives class {scores.answer} in all {scores.decided} cases"
+    return f"output {row.name!r}: {what}: agreement shows little; judge on samples of several classes"
 
 
 def _part_note(row: OutputRow) -> str:

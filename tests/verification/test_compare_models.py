@@ -73,7 +73,17 @@ def test_a_few_loud_samples_do_not_hide_errors_of_the_others() -> None:
     assert row.samples_db["median"] == pytest.approx(np.median(each[:-1]), abs=1e-3)
     assert row.samples_db["tenth"] == pytest.approx(np.percentile(each[:-1], 10), abs=1e-3)
     rms = [np.sqrt(np.mean(np.square(f.feed["x"].astype(np.float64)))) for f in feeds]
-    assert row.samples_db["held"] == pytest.approx(np.median(rms) / max(rms), rel=1e-3)
+    assert row.samples_db["held"] == pytest.approx(np.median(rms[:-1]) / max(rms), rel=1e-3)
+
+
+def test_samples_that_hold_nothing_do_not_count_even_if_most_do() -> None:
+    wanted = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Identity(x) }")
+    off = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Add(x, b) }", b=np.float32([0.01, -0.01, 0.01, -0.01]))
+    feeds = [Sample(f"#{i}", {"x": values(2, 4, seed=i) * np.float32(s)}) for i, s in enumerate([1, 1, *[1e-6] * 6])]
+    (row,) = compare(wanted, off, feeds).outputs
+    each = [10 * np.log10(np.mean(np.square(f.feed["x"].astype(np.float64))) / 1e-4) for f in feeds]
+    assert row.samples_db["samples"] == 2
+    assert row.samples_db["median"] == pytest.approx(np.mean(each[:2]), abs=1e-2)
 
 
 def test_a_model_equals_itself() -> None:
@@ -439,3 +449,13 @@ def test_rows_say_what_is_counted() -> None:
     assert match is not None
     assert (match.kind, match.of) == ("classes", rows["scores"].cases)
     assert rows["scores"].agreement == match.share
+
+
+def test_an_agreement_on_one_answer_is_noted() -> None:
+    model = bytes_of("(float[N,4] x) => (float[N,4] y) { y = Identity(x) }")
+    same = [Sample(f"#{i}", {"x": np.float32([[0, i + 2.0, 1, 0]])}) for i in range(3)]
+    other = Sample("other", {"x": np.float32([[9.0, 0, 1, 0]])})
+    for given, noted in ((same, True), ([*same, other], False), (same[:1], False)):
+        found = compare(model, model, given)
+        assert found.agreement == 1.0
+        assert any("class 1 in all 3 cases" in note for note in found.notes) is noted
