@@ -68,9 +68,25 @@ class IntegerOpsToFloat:
             self.precision[made.label] = words
             change.edits += 1
         if change.edits:
+            _drop_rests(model)
             edit.remove_unused(model)
             edit.toposort(model)
         return change
+
+
+def _drop_rests(model: Model) -> None:
+    """MatMul(x, W) + MatMul(x - x, W) -> MatMul(x, W): what is left of an input in two parts (quantize_dynamic.py)."""
+    for _, node in list(model.walk()):
+        near = edit.producer(node.inputs[1]) if node.op == "Sub" and len(node.inputs) == 2 else None
+        if near is None or near.op != "Identity" or near.inputs[0] is not node.inputs[0]:
+            continue
+        for product in edit.consumers(node.outputs[0]):
+            add = edit.only_consumer(model, product.outputs[0]) if product.op in ("MatMul", "Gemm") else None
+            if add is not None and add.op == "Add":
+                other = next(t for t in add.inputs if t is not product.outputs[0])
+                add.op = "Identity"
+                add.inputs.clear()
+                add.inputs.append(other)
 
 
 def _lstm(write: Writer) -> Made:

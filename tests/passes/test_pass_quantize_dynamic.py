@@ -9,6 +9,7 @@ from handmade.core import Feed, feeds, model, vector, weight
 from numpy.typing import NDArray
 from planned_models import initializers, nodes_of, planned, quantized, run, small, sqnr
 
+from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.runtimes.ort_executed import executed
 
@@ -61,6 +62,22 @@ def test_inputs_in_two_parts(body: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
         np.testing.assert_allclose(found, exact, atol=2e-4 * largest)  # only the weight has an error of 8 bits
         assert float(np.abs(simulated(feed["x"], w) + constants.get("b", np.float32(0)) - exact).max()) > 1e-3 * largest
+
+
+@pytest.mark.parametrize("body", ["y = MatMul(x, w)", "y = Gemm(x, w, b)"])
+def test_inputs_in_two_parts_are_restored_to_one_product(body: str) -> None:
+    w, b = weight(64, 96, channel_axis=1), vector(96)
+    case = small(f"g (float[6, 64] x) => (float[6, 96] y) {{ {body} }}",
+                 {"w": w, "b": b} if "b)" in body else {"w": w}, x=(6, 64))  # fmt: skip
+    ready, plan = planned(case, mode="dynamic", layers={"*": {"mode": "dynamic16"}})
+    QuantizeDynamically(plan).run(ready)
+    (before,) = run(ready.to_proto(), case.feeds[0])
+    IntegerOpsToFloat().run(ready)
+    ops = Counter(n.op_type for n in ready.to_proto().graph.node)
+    assert ops["MatMul"] + ops["Gemm"] == 1
+    assert not {"Sub", "DynamicQuantizeLinear", "MatMulInteger", "DequantizeLinear"} & set(ops)
+    (after,) = run(ready.to_proto(), case.feeds[0])
+    np.testing.assert_allclose(after, before, atol=2e-4 * float(np.abs(before).max()))
 
 
 def test_layers_of_one_input_share_its_parts() -> None:
