@@ -18,7 +18,7 @@ The name may go on after a comma with what is being done in the step, and then c
 """
 
 _NAMES = {
-    "allocate": "measuring layers", "bench": "timing", "calibrate": "calibrating",
+    "allocate": "measuring layers", "balance": "balancing columns", "bench": "timing", "calibrate": "calibrating",
     "equalize": "equalizing", "grid": "trying grids", "half": "looking at ranges", "keep finite": "checking outputs",
     "look": "looking at groups of nodes", "mend": "mending", "normalize": "checking the normalized model",
     "prune": "pruning", "refine": "refining", "repair": "repairing", "search": "trying other mixes",

@@ -1,7 +1,8 @@
 """Apply SmoothQuant factors: MatMul(x, W) -> MatMul(x / s, s W), with one factor s per input channel.
 
-Source: Xiao et al., SmoothQuant, eq. 3. If a normalization produces x for these products alone, its scale and bias are
-divided. Otherwise a Mul is added, as often a residual branch reads x too. planning/scales.py chooses the factors.
+Source: Xiao et al., SmoothQuant, eq. 3. If a normalization or another product makes x for these products alone, its
+constants are divided. Otherwise a Mul is added, as often a residual branch reads x too. planning/scales.py chooses the
+factors.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from onnxshot.maths.finite import product
 from onnxshot.passes.base import Change
 from onnxshot.planning.smoothable import PRODUCTS
 
+_HOMOGENEOUS = ("Relu", "LeakyRelu")  # f(x / s) = f(x) / s for every s > 0
+
 
 @dataclass(frozen=True, slots=True)
 class ApplySmoothQuant:
@@ -29,10 +32,12 @@ class ApplySmoothQuant:
     Attributes:
         factors: tensor name -> factors, float32 [K], all above 0.
         products: labels of the products. Only MatMul and Gemm with a constant matrix as input 1, without transA, count.
+        fixed: labels of nodes whose weights must stay as they are.
     """
 
     factors: Mapping[str, NDArray[np.float32]]
     products: Collection[str]
+    fixed: Collection[str] = ()
     name: str = "apply_smoothquant"
 
     def run(self, model: Model) -> Change:
@@ -44,8 +49,8 @@ class ApplySmoothQuant:
         for tensor, users in products.items():
             factors = self.factors[tensor.name]
             inverse = (1.0 / factors).astype(np.float32)
-            if set(edit.consumers(tensor)) == set(users) and absorbs(model, tensor, factors.size):
-                _absorb(model, tensor, inverse)
+            if set(edit.consumers(tensor)) == set(users) and absorbs(model, tensor, factors.size, self.fixed):
+                absorb(model, tensor, inverse)
             else:
                 key = inverse.tobytes()
                 if key not in inverses:
@@ -92,54 +97,71 @@ class ApplySmoothQuant:
         return False
 
 
-def absorbs(model: Model, tensor: Tensor, channels: int) -> bool:
+def absorbs(model: Model, tensor: Tensor, channels: int, fixed: Collection[str] = ()) -> bool:
     """Whether the constants of the tensor's producer can absorb a division of its channels (last axis).
 
-    True for LayerNormalization, for Mul by a vector, and for Add of a vector to the output of such a node that nothing
-    else reads.
+    True for LayerNormalization, for Mul by a vector, for MatMul and Gemm with a matrix of their own, and for Relu,
+    LeakyRelu and Add of a vector behind such a node that nothing else reads.
 
     Args:
         model: the model.
         tensor: the tensor to divide.
         channels: size of its last axis.
+        fixed: labels of nodes whose weights must stay as they are.
     """
     maker = edit.producer(tensor)
     if maker is None or edit.is_output(model, tensor):
         return False
     if maker.op == "LayerNormalization" and tensor is maker.outputs[0]:
         return all(_is_vector(t, channels) for t in maker.inputs[1:] if t.name)
+    if maker.op in _HOMOGENEOUS:
+        return edit.only_consumer(model, maker.inputs[0]) is maker and absorbs(model, maker.inputs[0], channels, fixed)
+    if maker.op in PRODUCTS:
+        return maker.label not in fixed and _owns_matrix(maker, channels)
     slot = _vector_slot(maker, channels)
     if maker.op == "Mul":
         return slot is not None
     if maker.op != "Add" or slot is None:
         return False
     other = maker.inputs[1 - slot]
-    return edit.only_consumer(model, other) is maker and absorbs(model, other, channels)
+    return edit.only_consumer(model, other) is maker and absorbs(model, other, channels, fixed)
 
 
 def reached(tensor: Tensor) -> set[str]:
     """Names of all tensors whose values change if the producer absorbs the division of this one."""
     maker = edit.producer(tensor)
-    if maker is None or maker.op != "Add":
+    if maker is None or maker.op not in ("Add", *_HOMOGENEOUS):
         return {tensor.name}
     return {tensor.name}.union(*(reached(t) for t in maker.inputs if not isinstance(t, Constant)))
 
 
-def _absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
+def absorb(model: Model, tensor: Tensor, inverse: NDArray[np.float32]) -> None:
     """Multiply the tensor by `inverse`, float32 [K], by changing the constants of its producer."""
     maker = edit.producer(tensor)
     assert maker is not None
-    if maker.op == "LayerNormalization":
-        slots = [i for i, t in enumerate(maker.inputs) if i > 0 and t.name]
-    else:
+    slots = [i for i, t in enumerate(maker.inputs) if i > 0 and t.name]
+    if maker.op in _HOMOGENEOUS:
+        absorb(model, maker.inputs[0], inverse)
+        return
+    if maker.op not in ("LayerNormalization", *PRODUCTS):
         slot = _vector_slot(maker, inverse.size)
         assert slot is not None
         slots = [slot]
         if maker.op == "Add":
-            _absorb(model, maker.inputs[1 - slot], inverse)
+            absorb(model, maker.inputs[1 - slot], inverse)
     for i in slots:
-        values = np.asarray(weights.read(maker.inputs[i])) * inverse
-        maker.inputs[i] = edit.add_constant(model, maker.inputs[i].name, "smoothed", values)
+        by_row = i == 1 and maker.attrs.get("transB", 0)
+        maker.inputs[i] = _scaled(model, maker.inputs[i], inverse[:, None] if by_row else inverse)
+
+
+def _owns_matrix(product: Node, channels: int) -> bool:
+    """Whether a MatMul or Gemm multiplies by a matrix, and adds a vector, that no other node reads."""
+    weight = product.inputs[1]
+    if not isinstance(weight, Constant) or len(weight.shape) != 2 or weight._values.dtype != np.float32:
+        return False
+    outs = weight.shape[0 if product.attrs.get("transB", 0) else 1]
+    own = all(len(t.outputs) == 1 for t in product.inputs[1:] if t.name)
+    return own and outs == channels and all(_is_vector(t, channels) for t in product.inputs[2:] if t.name)
 
 
 def _vector_slot(node: Node, channels: int) -> int | None:

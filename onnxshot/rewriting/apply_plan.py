@@ -25,7 +25,7 @@ from onnxshot.passes.tie_weights import TieWeights, ties_of
 from onnxshot.passes.to_qoperator import ToQOperator
 from onnxshot.passes.undo_large_folds import UndoLargeFolds
 from onnxshot.passes.weight_only import QuantizeWeightsOnly
-from onnxshot.planning.plan import DYNAMIC, FLOAT, Plan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, WEIGHTS, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets import target_named
 from onnxshot.targets.base import Target
@@ -52,7 +52,7 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     QuantizeByChannel(plan).run(model)
     if target.quantizes_outputs and not target.everywhere:
         QuantizedShapes().run(model)
-    ApplySmoothQuant(plan.smoothing, plan.labels(DYNAMIC)).run(model)
+    ApplySmoothQuant(plan.smoothing, plan.labels(DYNAMIC), plan.labels(WEIGHTS) | plan.kept.nodes).run(model)
     merge = MergeProducts(plan)
     merge.run(model)
     skips += QuantizeDynamically(merge.plan).run(model).skips

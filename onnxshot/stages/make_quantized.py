@@ -18,6 +18,7 @@ from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.report.report import Report
+from onnxshot.stages.balance_columns import balance_columns
 from onnxshot.stages.check_normalized import check_normalized
 from onnxshot.stages.improve_plan import FinalPlan, improve_plan
 from onnxshot.stages.observe import observe
@@ -92,6 +93,9 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     if reference is None:
         reference = check_normalized(prepared, data, report.timed)
     report.notes += [reference.note] if reference is not None and reference.note else []
+
+    with report.timed("balance"):
+        report.notes += balance_columns(prepared, samples)
 
     with report.timed("try LSTMs"):
         prepared, notes = settle_lstms(prepared, data, reference)
