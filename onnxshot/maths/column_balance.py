@@ -20,24 +20,25 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 UNEQUAL = 16.0
-"""Largest over smallest root mean square of a weight's rows from which its product is looked at. Trained layers behind
-a normalization have 2 to 8."""
+"""Mean over a weight's rows of (rms of all rows / rms of the row)**2 from which its product is looked at. If all rows
+add alike to the outputs, the rounded weights cause so many times the noise that even rows would. Trained layers behind
+a normalization have 1 to 4."""
+_SMALL = 16.0  # a row that is smaller than the largest by this factor is taken for that of a large feature, unseen
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 _GAIN = 4.0  # the noise falls at least by this factor (6 dB)
 _LOUD = 10.0**-2.0  # noise over energy (20 dB) below which a product is left alone
 _QUIET = 0.1  # of the median energy, added to each row's: rows of small energy must not dominate the relative error
-_OUTPUTS = 256  # of a weight, evenly spaced, that are looked at
+_OUTPUTS = 128  # of a weight, evenly spaced, that are looked at
 _TINY = 1e-6  # of the largest: what counts as zero
 _MOST_LOG2 = 24
 _UNSEEN = 0.6  # exponent of factors without data; with more, rows of unused features add noise
 
 
 def rows_differ(table: NDArray[np.float32]) -> bool:
-    """Whether the rows of a weight [K, N] differ in size by the factor `UNEQUAL`. Rows of zeros do not count."""
-    some = _some_columns(table)
-    sizes = np.maximum(some.max(axis=1), -some.min(axis=1)) if table.size else np.zeros(0)
-    alive = sizes[sizes > _TINY * sizes.max(initial=0.0)]
-    return bool(len(alive) > 1 and alive.max() >= UNEQUAL * alive.min())
+    """Whether the rows of a weight [K, N] are as unequal as `UNEQUAL` says. Rows of zeros do not count."""
+    squares = np.square(_some_columns(table), dtype=np.float64).mean(axis=1)
+    alive = squares[squares > _TINY**2 * squares.max(initial=0.0)]
+    return bool(len(alive) > 1 and (alive.mean() / alive).mean() >= UNEQUAL)
 
 
 def balancing_factors(
@@ -70,11 +71,14 @@ def balancing_factors(
     floor = _TINY * sizes.max()  # a column that the weights ignore is scaled down, so that it widens no range
     tried = [_powers(seen, np.maximum(sizes, floor), alive, strength) for strength in _STRENGTHS]
     x, table = rows.astype(np.float64), np.concatenate(taken, axis=1)
-    plain, *others = (_noise(x, seen, table, factors) for factors in (np.ones(len(seen)), *tried))
+    plain = _noise(x, seen, table, np.ones(len(seen)))
+    if plain.total < _LOUD:
+        return None
+    others = [_noise(x, seen, table, factors) for factors in tried]
     best = min(range(len(others)), key=lambda i: others[i].total)
     found = others[best]
     lower = found.activation <= plain.activation and found.weight <= plain.weight
-    if not lower or plain.total < _LOUD or found.total * _GAIN > plain.total:
+    if not lower or found.total * _GAIN > plain.total:
         return None
     return tried[best].astype(np.float32)
 
@@ -82,13 +86,13 @@ def balancing_factors(
 def factors_without_data(tables: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Factors for the columns of a model input that nothing is known of, from the weights alone, float32 [K].
 
-    Rows that are smaller than the largest by the factor `UNEQUAL` are taken for those of large features, and get
+    Rows that are 16 times smaller than the largest are taken for those of large features, and get
     (largest / size)**0.6. Where they are those of features that the model hardly uses, little is lost: their columns
     are rounded more coarsely, but what they add to the noise stays below a third of it.
     """
     sizes = np.sqrt(sum((_some_columns(table).astype(np.float64) ** 2).mean(axis=1) for table in tables))
     ratio = sizes.max() / np.maximum(sizes, _TINY * sizes.max())
-    logs = np.where(ratio >= UNEQUAL, np.rint(_UNSEEN * np.log2(ratio)), 0.0)
+    logs = np.where(ratio >= _SMALL, np.rint(_UNSEEN * np.log2(ratio)), 0.0)
     return np.exp2(logs).astype(np.float32)
 
 
