@@ -13,6 +13,7 @@ The number of inferences is bounded by that of the calibration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,16 +42,18 @@ ENOUGH_DB = 30.0
 _SAMPLES = 4  # a candidate is measured on; half as many where few were calibrated on
 _MANY = 32  # calibrated samples
 _GROUPS = 8  # are measured at first
-_LEAST_SHARE = 0.2  # of the noise that a group must cause: about 1 dB
+_LEAST_SHARE = 0.35  # of the noise that a group must cause to be looked into: about 2 dB; else noise is spread evenly
 _PART = 0.8  # of its group's gain in dB that a half must have to be taken alone
-_SPLIT = 3  # groups that are split at most, those that cause most of the noise first
+_SPLIT, _TIMES = 2, 3  # groups that are split at most, those that cause most of the noise first, and how often
 _LEAST_GAIN_DB = 1.0
 _DB_PER_PERCENT = 1.0  # least gain for each percent of time
 _LOW_DB = 18.0  # below it, accuracy is scarce,
 _LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
 _TIMED = 3  # candidates
 _ROUNDS, _SECONDS = 40, 0.4  # of timing, at most
-_FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case
+_FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case,
+_FEWEST_IN_PARTS = 16  # and of models that run in parts
+_SHORTEST_MS = 0.1  # shorter runs are mostly overhead: time does not decide
 
 Rules = Mapping[str, Mapping[str, Any]]
 
@@ -118,18 +121,24 @@ class Looker:
     _makes: dict[str, str] = field(init=False)
     _plain: LeanModel = field(init=False)
     _base: Runnable = field(init=False)
+    _in_parts: bool = field(init=False)
+    _others_to_see: Sequence[int] = field(init=False)
     _found: dict[_Part, CandidateError] = field(init=False, default_factory=dict)
     _times: dict[_Part, float] = field(init=False, default_factory=dict)
     _inferences: int = field(init=False, default=0)
     _base_ms: float = field(init=False, default=0.0)
+    _float_time: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         self._patterns = exact_patterns(self.model)
         self._makes = {node.label: node.outputs[0].name for node in self.model.graph.nodes}
         self._plain = LeanModel.of(self.model)
         self._base = candidate_of(self._rewritten(_Part(())))
-        few = self.calibrated < _MANY or self._plain.weight_bytes > memory.part_bytes()
-        self.numbers = self.numbers[: _SAMPLES // 2 if few else _SAMPLES]
+        self._in_parts = self._plain.weight_bytes > memory.part_bytes()
+        few = self.calibrated < _MANY or self._in_parts
+        count = _SAMPLES // 2 if few else _SAMPLES
+        self._others_to_see = self.numbers[count : 3 * count]
+        self.numbers = self.numbers[:count]
 
     def look(self) -> Look:
         """Measure, and return what is to be changed."""
@@ -147,7 +156,7 @@ class Looker:
         for one in causes[1:]:
             joined.append(joined[-1].joined(one))
         self._measured([*joined[1:], *self._others(causes)])
-        best = self._best(nothing)
+        best = self._confirmed(self._best(nothing))
         return Look(
             self._rules(best) if best.groups else {}, tuple(self._rows(best)), self._note(best, nothing),
             self._inferences,
@@ -165,8 +174,9 @@ class Looker:
     def _narrowed(self, one: _Part) -> _Part:
         """The half, the half of the half and so on of a group that has most of its gain."""
         ((group, _),) = one.groups
-        while parts := [self._part(half) for half in halves(group)]:
-            if not self._measured(parts):
+        for _ in range(_TIMES):
+            parts = [self._part(half) for half in halves(group)]
+            if not parts or not self._measured(parts):
                 break
             best = max(parts, key=self._share)
             if self._gain(best) < _PART * self._gain(one):
@@ -186,7 +196,8 @@ class Looker:
     def _measured(self, parts: Sequence[_Part]) -> bool:
         """Measure candidates that were not; False where the bound on inferences leaves out one of them."""
         new = [one for one in parts if one not in self._found]
-        left = (max(self.calibrated, _FEWEST_RUNS) - self._inferences) // len(self.numbers)
+        most = _FEWEST_IN_PARTS if self._in_parts else max(self.calibrated, _FEWEST_RUNS)
+        left = (most - self._inferences) // len(self.numbers)
         pairs = [(one, self._quick(one)) for one in new[: max(left, 0)]]
         made = [(one, model) for one, model in pairs if model is not None]
         for (one, _), error in zip(made, self.judge.measure((m for _, m in made), self.numbers), strict=True):
@@ -243,27 +254,45 @@ class Looker:
             """As `worth`, as if int8 halved the time of all multiply-accumulates."""
             return worth(one, 100 * sum(work.get(label, 0) for label in one.nodes) / total)
 
-        tried = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
+        tried = [one for one in self._found if one.groups and expected(one) >= _LEAST_GAIN_DB]
         tried = sorted(tried, key=expected, reverse=True)[:_TIMED]
         self._time(tried)
-        found = {one: worth(one, self._percent(one)) for one in tried}
+        found = {one: worth(one, self._percent(one)) if one in self._times else expected(one) for one in tried}
         return max([one for one in tried if found[one] >= _LEAST_GAIN_DB], key=found.__getitem__, default=nothing)
 
+    def _confirmed(self, best: _Part) -> _Part:
+        """The candidate if it gains on other samples too, else the plan as it is: the best of many is partly luck."""
+        if not best.groups or not self._others_to_see:
+            return best
+        made = (candidate_of(self._rewritten(one)) for one in (_Part(()), best))
+        before, after = self.judge.measure(made, self._others_to_see)
+        self._inferences += 2 * len(self._others_to_see)
+        gain = after.typical_db - before.typical_db, after.worst_db - before.worst_db
+        return best if max(gain) >= _LEAST_GAIN_DB and min(gain) >= 0 else _Part(())
+
     def _percent(self, one: _Part) -> float:
-        """Percent of time that a candidate takes more than the plan as it is; negative where it is faster."""
-        return 100 * (self._times[one] - 1) if one in self._times else 0.0
+        """Percent of time that a candidate takes more than the plan as it is; negative where it is faster.
+
+        One that is slower than the float model, though the plan is not, costs more than it can gain.
+        """
+        if self._base_ms < _SHORTEST_MS:
+            return 0.0
+        slower = self._times[one] > max(self._float_time, 1.0) * (1 + NOISE)
+        return math.inf if slower else 100 * (self._times[one] - 1)
 
     def _time(self, parts: Sequence[_Part]) -> None:
-        """Time candidates in turns with the plan as it is."""
-        if not parts or not self.target.runs_here:
+        """Time candidates, and the float model, in turns with the plan as it is. Models in parts are not timed."""
+        if not parts:
             return
         feeds: list[Feed] = [self.judge.samples[number].feed for number in self.numbers]
         built = [self._rewritten(one) for one in (_Part(()), *parts)]
         for one, error in zip(parts, self.judge.measure(map(candidate_of, built[1:]), self.numbers), strict=True):
             self._found[one] = error  # of what the planner really makes
+        if self._in_parts or not self.target.runs_here:
+            return
         for made in built:
             finish(made, self.target, self.recipe)
-        models = list(map(LeanModel.of, built))
+        models = [*map(LeanModel.of, built), self._plain]
         try:
             rows = bench(
                 models, feeds, threads=self.settings.threads, rounds=_ROUNDS, seconds=_SECONDS, precision=NOISE
@@ -271,8 +300,9 @@ class Looker:
         except OnnxshotError:
             return
         self._base_ms = rows[0].median_ms
-        for one, row in zip(parts, rows[1:], strict=True):
+        for one, row in zip(parts, rows[1:-1], strict=True):
             self._times[one] = 1 / row.ratio
+        self._float_time = 1 / rows[-1].ratio
 
     # ------------------------------------------------------------------ what is told
 
@@ -291,7 +321,7 @@ class Looker:
         if not best.groups:
             return ""
         names = " + ".join(f"{group}" for group, _ in best.groups)
-        took = "" if best not in self._times else f", time {self._percent(best):+.1f} %"
+        took = "" if best not in self._times else f", time {100 * (self._times[best] - 1):+.1f} %"
         return (
             f"{names}: not in static int8, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
             f"{self._db(best):.1f} dB after, on {len(self.numbers)} samples{took}"
