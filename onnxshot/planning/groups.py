@@ -5,7 +5,7 @@ costs is therefore measured: with the group in float, and all others in int8. Gr
 
 front end       what a Log, a phase or a magnitude near the inputs is computed from: small values count there as much as
                 large ones
-recurrent       one LSTM, GRU or RNN
+recurrent       LSTM, GRU and RNN
 residual        the Adds of one residual stream, which carries the errors of all blocks before
 squeeze-excite  the branches from a global mean to the factors of channels; they have few multiply-accumulates
 stem            nodes with weights that no other node with a weight comes before
@@ -15,7 +15,7 @@ chain           consecutive nodes among the others
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxshot.graph import Constant, Model, Node, Tensor, edit
@@ -56,18 +56,19 @@ class PlanGroup:
         return f"{self.kind} of {len(self.nodes)} nodes: {self.nodes[0]} to {self.nodes[-1]}"
 
 
-def plan_groups(model: Model, plan: Plan, most: int = MOST_GROUPS) -> list[PlanGroup]:
-    """Group the nodes that a plan computes in int8, static or dynamic.
+def plan_groups(model: Model, plan: Plan, most: int = MOST_GROUPS, *, stored: bool = False) -> list[PlanGroup]:
+    """Group the nodes that a plan quantizes.
 
     Args:
         model: the float model that the plan is for.
         plan: the plan.
         most: largest number of groups; at least one chain is made in any case.
+        stored: group nodes too that compute in float with a weight stored in 8 bits.
 
     Returns:
         Disjoint groups in the order of their first nodes. Nodes that no pattern names alone are in none.
     """
-    units = _units(model, plan)
+    units = _units(model, plan, plan.stored if stored else ())
     known = _Known(model, units, {n.node for n in plan.nodes if n.has_weight})
     found: list[PlanGroup] = []
     left = dict.fromkeys(units)
@@ -81,8 +82,7 @@ def plan_groups(model: Model, plan: Plan, most: int = MOST_GROUPS) -> list[PlanG
                 del left[label]
 
     take("front end", known.front_end())
-    for node in [node for node in units.values() if node.op in _RECURRENT]:
-        take("recurrent", [node])
+    take("recurrent", (node for node in units.values() if node.op in _RECURRENT))
     for stream in known.residual_streams():
         take("residual", stream)
     take("squeeze-excite", known.squeeze_excite())
@@ -100,13 +100,13 @@ def halves(group: PlanGroup) -> list[PlanGroup]:
     return [PlanGroup(group.kind, part) for part in (group.nodes[:middle], group.nodes[middle:])] if middle else []
 
 
-def _units(model: Model, plan: Plan) -> dict[str, Node]:
+def _units(model: Model, plan: Plan, stored: Collection[str]) -> dict[str, Node]:
     """The nodes with a precision of their own that a pattern can name, by label, in graph order."""
     node_of, named = {node.label: node for _, node in model.walk()}, exact_patterns(model)
     found = {}
     for planned in plan.nodes:
         node = node_of.get(planned.node)
-        if node is None or planned.how == FLOAT or planned.node not in named:
+        if node is None or (planned.how == FLOAT and planned.node not in stored) or planned.node not in named:
             continue
         if not (node.op in _FUSED or (op_of(node).keeps_range and not planned.has_weight)):
             found[planned.node] = node

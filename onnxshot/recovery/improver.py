@@ -21,7 +21,7 @@ from onnxshot.maths.value_grid import least_db
 from onnxshot.passes.image_input_grid import METHOD, PutOnGrid, grids_of, reader_of
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.node_recipe import NodeRecipes
-from onnxshot.planning.plan import STATIC, Plan
+from onnxshot.planning.plan import FLOAT, STATIC, Plan
 from onnxshot.planning.scales import TRAINED, Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.planning.smoothable import readers_of
@@ -147,7 +147,7 @@ class Improver:
             The candidate with its plan, and what was found.
         """
         wanted = self.recipe.effort != "fast" and self.recipe.look is not False and self.recipe.mode == STATIC
-        if not wanted or self.trained or self.data.random or not best.plan.params:
+        if not wanted or self.trained or self.data.random or all(n.how == FLOAT for n in best.plan.nodes):
             return best, Look()
         recipe = self._recipe_of(best)
         forced = {node.label for node in NodeRecipes(best.model, recipe).forced}

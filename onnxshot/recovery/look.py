@@ -6,7 +6,8 @@ to find the part that causes it, and joined. What this costs in time is measured
 gain, in turns with the plan as it is. A candidate is kept if it gains more than it costs.
 
 Weights of a group in float are stored in 8 bits where the target has such a form, so that the file stays small. Those
-of a front end are not: they are often a fixed transform, whose small coefficients count behind a Log.
+of a front end are not: they are often a fixed transform, whose small coefficients count behind a Log. Nor are those
+of which only the weights were quantized.
 
 The number of inferences is bounded by that of the calibration.
 """
@@ -27,7 +28,7 @@ from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.macs import by_label
 from onnxshot.planning.groups import PlanGroup, halves, plan_groups
 from onnxshot.planning.name_patterns import exact_patterns
-from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, Plan
+from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, WEIGHTS, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.rewriting.back_to_float import back_to_float
@@ -131,7 +132,8 @@ class Looker:
 
     def __post_init__(self) -> None:
         self._patterns = exact_patterns(self.model)
-        self._makes = {node.label: node.outputs[0].name for node in self.model.graph.nodes}
+        named = ((node.label, [t.name for t in node.outputs if t.name]) for node in self.model.graph.nodes)
+        self._makes = {label: names[0] for label, names in named if names}
         self._plain = LeanModel.of(self.model)
         self._base = candidate_of(self._rewritten(_Part(())))
         self._in_parts = self._plain.weight_bytes > memory.part_bytes()
@@ -147,7 +149,7 @@ class Looker:
             return Look()
         if self._db(nothing) >= ENOUGH_DB:
             return Look(inferences=self._inferences)
-        found = plan_groups(self.model, self.plan, _GROUPS)
+        found = plan_groups(self.model, self.plan, _GROUPS, stored=True)
         groups = [group for group in found if not any(label in self.forced for label in group.nodes)]
         self._measured([self._part(group) for group in groups])
         causes = sorted(self._causes(), key=self._share, reverse=True)
@@ -165,7 +167,9 @@ class Looker:
     # ------------------------------------------------------------------ what is measured
 
     def _part(self, group: PlanGroup, form: str = "") -> _Part:
-        return _Part(((group, form or (FLOAT if group.kind == "front end" else STORED)),))
+        alone = self.plan.labels(WEIGHTS) | self.plan.stored.keys()
+        stores = group.kind != "front end" and not alone.issuperset(group.nodes)
+        return _Part(((group, form or (STORED if stores else FLOAT)),))
 
     def _causes(self) -> list[_Part]:
         """The groups that cause much of the noise."""
@@ -323,6 +327,6 @@ class Looker:
         names = " + ".join(f"{group}" for group, _ in best.groups)
         took = "" if best not in self._times else f", time {100 * (self._times[best] - 1):+.1f} %"
         return (
-            f"{names}: not in static int8, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
+            f"{names}: in another form, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
             f"{self._db(best):.1f} dB after, on {len(self.numbers)} samples{took}"
         )

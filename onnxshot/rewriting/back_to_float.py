@@ -36,7 +36,8 @@ def back_to_float(
         The model; None where the quantized model lacks a tensor that the float nodes read.
     """
     wanted = _with_followers(plain.proto, set(made))
-    nodes = {node.output[0]: node for node in plain.proto.graph.node if node.output and node.output[0] in wanted}
+    nodes = {name: node for node in plain.proto.graph.node if (name := first_output(node)) in wanted}
+    outputs = {name for node in nodes.values() for name in node.output}
     constants = {name for node in nodes.values() for name in node.input if plain.holds(name)}
     there = {name for node in int8.proto.graph.node for name in node.output}
     there |= {info.name for info in int8.proto.graph.input} | {*int8.initializers, *int8.weights}
@@ -48,13 +49,12 @@ def back_to_float(
         old = list(proto.graph.node)
         del proto.graph.node[:]
         for node in old:
-            own = [name for name in node.output if name in nodes]
-            if len(own) < len(node.output):
+            if not all(name in outputs for name in node.output if name):
                 kept = proto.graph.node.add()
                 kept.CopyFrom(node)
-                kept.output[:] = [name + _INT8 if name in own else name for name in node.output]
-            proto.graph.node.extend(_renamed(nodes[name], constants) for name in own)
-        _bypass_pairs(proto, nodes, set(static) - nodes.keys())
+                kept.output[:] = [name + _INT8 if name in outputs else name for name in node.output]
+            proto.graph.node.extend(_renamed(nodes[name], constants) for name in node.output if name in nodes)
+        _bypass_pairs(proto, outputs, set(static) - nodes.keys())
         for name in sorted(constants & plain.initializers.keys()):
             tensor = proto.graph.initializer.add()
             tensor.CopyFrom(plain.initializers[name])
@@ -64,6 +64,11 @@ def back_to_float(
         name + _FLOAT: Constant(name + _FLOAT, plain.weights[name]._values) for name in constants & plain.weights.keys()
     }
     return replace(int8.edited(change), weights={**int8.weights, **large})
+
+
+def first_output(node: NodeProto) -> str:
+    """The first output of a node that it really has; empty where it has none."""
+    return next((name for name in node.output if name), "")
 
 
 def _with_followers(proto: ModelProto, made: set[str]) -> set[str]:
@@ -85,13 +90,13 @@ def _bypass_pairs(proto: ModelProto, made: Collection[str], static: Collection[s
         if node.op_type == "DequantizeLinear" and (source := rounded.get(node.input[0])) in made
     }
     for node in proto.graph.node:
-        if not static or node.output[0] not in static:
+        if first_output(node) not in static:
             node.input[:] = [pairs.get(name) or name for name in node.input]
 
 
 def _renamed(node: NodeProto, constants: Collection[str]) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
-    copy.name = f"{node.output[0]}{_FLOAT}"
+    copy.name = f"{first_output(node)}{_FLOAT}"
     copy.input[:] = [name + _FLOAT if name in constants else name for name in node.input]
     return copy

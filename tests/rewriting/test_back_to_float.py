@@ -1,13 +1,13 @@
 import numpy as np
 import onnx
 import pytest
-from handmade import Case
+from handmade import HANDMADE, Case
 from handmade.core import weight
 from planned_models import planned, run, small
 
 from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.planning.plan import DYNAMIC, STATIC
+from onnxshot.planning.plan import DYNAMIC, STATIC, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.rewriting.back_to_float import back_to_float
@@ -89,3 +89,22 @@ def test_without_the_tensors_that_a_node_reads_there_is_no_model() -> None:
     assert back_to_float(int8, plain, {"b"}, static) is not None
     assert back_to_float(int8.edited(rename), plain, {"b"}, static) is None
     assert back_to_float(int8, plain, {"nothing of this name"}, static) is None
+
+
+def test_a_node_whose_first_output_is_left_out_goes_back_to_float() -> None:
+    case = HANDMADE["lstm"]()
+    ready, plan = planned(case, mode="weights")
+    made = copy_of(ready)
+    apply_plan(made, plan, Recipe(mode="weights"))
+    (lstm,) = [node for node in ready.graph.nodes if node.op == "LSTM"]
+    names = [tensor.name for tensor in lstm.outputs if tensor.name]
+    outputs = {node.label: next(t.name for t in node.outputs if t.name) for node in ready.graph.nodes}
+    back = {outputs[label] for label in plan.labels(WEIGHTS)}
+    assert names[0] in back
+    found = back_to_float(LeanModel.of(made), LeanModel.of(ready), back, ())
+    assert found is not None
+    for feed in case.feeds:
+        for wanted, got in zip(run(case.model, feed), run(found.to_proto(), feed), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    floats = [node for node in found.proto.graph.node if node.op_type == "LSTM" and node.name.endswith("#float")]
+    assert [name for name in floats[0].output if name] == names
