@@ -15,6 +15,7 @@ from onnxshot.passes.isolate_softmax import IsolateSoftmax
 from onnxshot.passes.keep_float import KeepFloat
 from onnxshot.passes.merge_products import MergeProducts
 from onnxshot.passes.move_qdq import MoveQdq
+from onnxshot.passes.one_dequantized_reader import OneDequantizedReader
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.passes.quantized_shapes import QuantizedShapes
 from onnxshot.passes.split_experts import SplitExperts
@@ -57,7 +58,9 @@ def apply_plan(model: Model, plan: Plan, recipe: Recipe) -> list[Skip]:
     merge.run(model)
     skips += QuantizeDynamically(merge.plan).run(model).skips
     if target.runs_here:  # before weights are only stored in int8: KeepFloat looks for float weights
-        KeepFloat(plan.labels(FLOAT) | plan.folded, per_axis=not target.everywhere).run(model)
+        floats = plan.labels(FLOAT) | plan.folded
+        KeepFloat(floats, per_axis=not target.everywhere).run(model)
+        OneDequantizedReader(floats).run(model)
     steps = (
         QuantizeWeightsOnly(plan, ties), TieWeights(ties), UndoLargeFolds(),
         StoreInt8(plan.stored, recipe.weight_method), StoreOriginalDtype(),
