@@ -27,5 +27,5 @@ def _untimed() -> Iterator[None]:
     from onnxshot.stages.place_by_time import Placed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_quantized, "place_by_time", lambda prepared, plan, *_: Placed(prepared, plan))
+        patch.setattr(make_quantized, "place_by_time", lambda prepared, *_: Placed(prepared))
         yield

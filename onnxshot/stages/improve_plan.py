@@ -9,7 +9,7 @@ from typing import Any
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
+from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.schemes import schemes
 from onnxshot.recipes.recipe import Recipe
@@ -88,8 +88,7 @@ def improve_plan(
     evidence = evidence or Evidence(gathered.statistics.tensors)
     plan = prepared.plan(evidence=evidence)
     float8 = schemes(prepared.target, recipe)[0].dtype.floating  # no trial was seen to improve it
-    computes = any(node.how in (STATIC, DYNAMIC) for node in plan.nodes)
-    if samples.data is None or reference is None or float8 or not computes:
+    if samples.data is None or reference is None or float8:
         return FinalPlan(prepared, plan, evidence, recipe)
     improver = Improver(
         model, reference.model, prepared.target, recipe, prepared.settings, prepared.trained, samples.data, gathered,

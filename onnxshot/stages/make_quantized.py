@@ -112,10 +112,15 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     with report.timed("place"):
         evidence = Evidence({} if gathered is None else gathered.statistics.tensors)
         placed = place_by_time(prepared, plan, gathered, samples, evidence)
-    prepared, plan = placed.prepared, placed.plan
-    report.recipe = prepared.recipe.to_dict()
-    report.placed = dict(placed.row)
+    prepared = placed.prepared
+    report.recipe, report.placed = prepared.recipe.to_dict(), dict(placed.row)
     report.notes += placed.notes
+    if placed.row:
+        if gathered is not None and gathered.kept is not None:
+            gathered.kept.close()
+        plan = prepared.plan()
+        gathered = observe(prepared, plan, samples, report.timed)
+        evidence = Evidence({} if gathered is None else gathered.statistics.tensors)
 
     final = improve_plan(prepared, plan, gathered, samples, reference, report.timed, evidence)
     final = round_weights(final, samples, report.timed)

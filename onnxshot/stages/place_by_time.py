@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.errors import OnnxshotError
+from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.execution import placement_cache
 from onnxshot.execution.placement_cache import Decision
 from onnxshot.execution.statistics_source import RunStatistics
@@ -38,7 +38,7 @@ from onnxshot.runtimes.ort_kernels import kernels_of
 from onnxshot.runtimes.ort_runtime import Feed, is_large
 from onnxshot.runtimes.ort_session import SessionRunner
 from onnxshot.stages.open_samples import Samples
-from onnxshot.stages.prepare_model import Prepared
+from onnxshot.stages.prepare_model import Prepared, prepare_model
 
 _WORTH = 1.03  # times as fast: int8 that is not, is not worth its error
 _SHORTEST_US = 150.0  # shorter models are mostly overhead of calls
@@ -54,13 +54,12 @@ class Placed:
     """What was decided.
 
     Attributes:
-        prepared: the model, with the recipe to go on with.
-        plan: its plan, without scales.
+        prepared: the model, with the recipe to go on with. Where nodes go to float, it is prepared from the start, as
+            in a replay: normalizing depends on what is quantized.
         row: what was found, as the report tells it; empty where nothing changed.
     """
 
     prepared: Prepared
-    plan: Plan
     row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,7 +86,7 @@ def place_by_time(
         evidence: of those statistics; it keeps the ranges that are chosen here.
     """
     if not _wanted(prepared, plan, gathered, samples) or gathered is None or samples.data is None:
-        return Placed(prepared, plan)
+        return Placed(prepared)
     recipe, threads = prepared.recipe, prepared.settings.threads
     settled = replace(prepared, recipe=replace(recipe, place=False))  # a replay times nothing
     quantized = [n.node for n in plan.nodes if n.how in (STATIC, DYNAMIC)]
@@ -101,17 +100,22 @@ def place_by_time(
         try:
             found = _fastest(forms, feeds, threads)
         except OnnxshotError:  # a form does not load or run here; the proof says so of the result
-            return Placed(settled, plan)
+            return Placed(settled)
         if name:
             placement_cache.store(name, found)
     if not found.floats:
-        return Placed(settled, plan)
-    chosen = replace(prepared, recipe=replace(forms.recipe(found.floats), place=False))
+        return Placed(settled)
     row = {
         "floats": len(found.floats), "of": len(quantized), "float_us": found.in_float, "int8_us": found.in_int8,
         "gain": found.gain,
     }  # fmt: skip
-    return Placed(chosen, chosen.plan(), row)
+    prepared.model.check_files()  # it is read again
+    try:
+        again = prepare_model(prepared.source, replace(forms.recipe(found.floats), place=False), prepared.settings)
+        again.plan()
+    except UsageError:  # a node has another name where fewer nodes are quantized
+        return Placed(settled)
+    return Placed(again, row)
 
 
 def _wanted(prepared: Prepared, plan: Plan, gathered: RunStatistics | None, samples: Samples) -> bool:
