@@ -6,6 +6,7 @@ predicts their size, so they are measured.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from onnxshot.calibration.readers import Dataset, split
@@ -18,7 +19,7 @@ from onnxshot.graph.lean_model import LeanModel
 from onnxshot.passes.quantize_dynamic import QuantizeDynamically
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_recipe import NodeRecipes
-from onnxshot.planning.plan import DYNAMIC, Plan
+from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
 from onnxshot.settings import Settings
@@ -26,6 +27,7 @@ from onnxshot.settings import Settings
 HOLDS_DB = 30.0
 """SQNR in dB of the outputs of a typical sample that int8 LSTMs must reach. Most int8 models have a lower one."""
 _TRIED_ON = 8  # samples
+_MOST_APART = 8  # LSTMs that are tried one by one where all together are too much
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class LstmDecision:
     """What becomes of the LSTMs of a model.
 
     Attributes:
-        portable: whether they stay standard operators, in float.
+        portable: whether all stay standard operators, in float.
         note: the reason, for the user.
-        left: patterns of the LSTMs that must stay float although they were included by name.
+        left: patterns of the LSTMs that must stay float: those included by name, or where others are in int8.
     """
 
     portable: bool
@@ -77,8 +79,9 @@ def try_lstms(
         return LstmDecision(True, f"LSTMs stay float: there are no samples to try them on; {asks}")
     numbers = split(len(data))[0]
     samples = [numbers[i] for i in spread(len(numbers))[:_TRIED_ON]]
+    judge = Judge(reference, data, settings.threads)
     try:
-        (error,) = Judge(reference, data, settings.threads).measure([made], samples)
+        (error,) = judge.measure([made], samples)
     except ModelError as e:
         if not is_large(made):
             raise
@@ -86,8 +89,38 @@ def try_lstms(
         return LstmDecision(True, f"LSTMs stay float: in int8 {e}")
     found = error.typical_db
     if found < HOLDS_DB:
+        patterns = exact_patterns(model)
+        apart = 1 < len(rows) <= _MOST_APART and not forced and all(row.node in patterns for row in rows)
+        kept, reached = _those_that_hold(model, plan, rows, judge, samples) if apart else ([], 0.0)
+        if kept:
+            left = [row.node for row in rows if row not in kept]
+            note = f"with all LSTMs in int8 the outputs have {found:.1f} dB, {reached:.1f} dB with these in float: "
+            return LstmDecision(False, f"{note}{', '.join(left)}; {alone}", tuple(patterns[name] for name in left))
         return LstmDecision(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
     return LstmDecision(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
+
+
+def _those_that_hold(
+    model: Model, plan: Plan, rows: list[NodePlan], judge: Judge, samples: list[int]
+) -> tuple[list[NodePlan], float]:
+    """The LSTMs that reach `HOLDS_DB` together in int8, and the dB they reach; none and 0 where no one does.
+
+    Errors of each alone, the smallest first, are added up to the most that is allowed; what that gives is measured.
+    """
+
+    def made(some: list[NodePlan]) -> Runnable:
+        return candidate_of(_quantized(model, replace(plan, nodes=tuple(some))))
+
+    each = [error.typical_db for error in judge.measure([made([row]) for row in rows], samples)]
+    order = sorted(range(len(rows)), key=lambda i: -each[i])
+    noise = itertools.accumulate(10 ** (-each[i] / 10) for i in order)
+    kept = [rows[i] for i, sum_ in zip(order, noise, strict=True) if sum_ <= 10 ** (-HOLDS_DB / 10)]
+    while kept:
+        (together,) = judge.measure([made(kept)], samples)
+        if together.typical_db >= HOLDS_DB:
+            return kept, together.typical_db
+        kept.pop()
+    return [], 0.0
 
 
 def _quantized(model: Model, plan: Plan) -> Model:

@@ -20,6 +20,6 @@ def settle_lstms(prepared: Prepared, data: Dataset | None, reference: Reference 
     found = try_lstms(prepared.model, prepared.plan(), recipe, given, data, prepared.settings)
     if found is None:
         return prepared, []
-    if found.portable:
-        recipe = replace(recipe, portable_ops=True, exclude=(*recipe.exclude, *found.left))
+    exclude = (*recipe.exclude, *found.left)
+    recipe = replace(recipe, portable_ops=recipe.portable_ops or found.portable, exclude=exclude)
     return replace(prepared, recipe=recipe), [found.note]

@@ -81,6 +81,40 @@ def lopsided_data(steps: int, count: int) -> list[Feed]:
     return given
 
 
+def two() -> onnx.ModelProto:
+    """Two LSTMs in a row, of which the first does not bear int8."""
+    text = """g (float[T, 1, 16] x) => (float[T, 1, 1, 32] y) {
+        h = LSTM<hidden_size = 32>(x, w, r)
+        s = Squeeze(h, axis)
+        y = LSTM<hidden_size = 32>(s, w2, r2)
+    }"""
+    w = 0.5 * weight(1, 128, 16, seed=2)
+    w[:, :, 3] *= 0.001
+    names = {"r": (1, 0.3), "w2": (3, 0.3), "r2": (4, 0.3)}
+    weights = {name: scale * weight(1, 128, 32, channel_axis=1, seed=seed) for name, (seed, scale) in names.items()}
+    return model(text, {"w": w, "axis": np.array([1], np.int64), **weights})
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_of_two_lstms_the_one_that_holds_is_int8(mode: str) -> None:
+    given, proto = lopsided_data(12, 12), two()
+    result = onnxshot.quantize(proto, given, mode=mode, settings=PROVEN)
+    first, second = (node for node in result.model.to_proto().graph.node if "LSTM" in node.op_type)
+    assert (first.op_type, second.op_type) == ("LSTM", "DynamicQuantizeLSTM")
+    assert result.report.recipe["portable_ops"] is False
+    assert len(result.report.recipe["exclude"]) == 1
+    assert any("with all LSTMs in int8 the outputs have" in note for note in result.report.notes)
+    assert db(proto, result.model.to_proto(), given) > 28
+
+
+def test_lstms_that_do_not_hold_together_stay_float_where_none_is_to_be_tried_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lstm_trial, "_MOST_APART", 1)
+    result = onnxshot.quantize(two(), lopsided_data(12, 12), settings=PROVEN)
+    assert "DynamicQuantizeLSTM" not in kinds(result)
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_an_lstm_that_does_not_hold_stays_float_and_says_how_far_it_was(mode: str) -> None:
     given, proto = lopsided_data(12, 12), lopsided()
