@@ -230,15 +230,18 @@ def tables(kept: dict[str, Any]) -> str:
             ["model", "dB", "worst output", "agreement", "speed", "MB", "CPU s", "verdict"],
             ([f"`{name}`", *figures(ways[name][OWN_DEFAULT])] for name in names),
         ),
+        "## Other steps and efforts",
         grid(
             ["model", "default", *(way.removeprefix(f"{OWN_DEFAULT}, ") for way in variants)],
             ([f"`{name}`", *(brief(ways[name].get(way)) for way in (OWN_DEFAULT, *variants))] for name in names),
         ),
+        "## Other tools",
         grid(
             ["model", OWN_DEFAULT, *peers],
             ([f"`{name}`", *(brief(ways[name].get(way)) for way in (OWN_DEFAULT, *peers))] for name in names),
         ),
         beaten(ways, peers),
+        "## Where the models are from",
         grid(["model", "what it does", "from"], ([f"`{n}`", kept[n]["task"], kept[n]["source"]] for n in names)),
     ]
     versions = {row["version"] for found in ways.values() for row in found.values() if "version" in row}

@@ -93,9 +93,9 @@ def try_lstms(
         apart = 1 < len(rows) <= _MOST_APART and not forced and all(row.node in patterns for row in rows)
         kept, reached = _those_that_hold(model, plan, rows, judge, samples) if apart else ([], 0.0)
         if kept:
-            left = [row.node for row in rows if row not in kept]
+            floats = [row.node for row in rows if row not in kept]
             note = f"with all LSTMs in int8 the outputs have {found:.1f} dB, {reached:.1f} dB with these in float: "
-            return LstmDecision(False, f"{note}{', '.join(left)}; {alone}", tuple(patterns[name] for name in left))
+            return LstmDecision(False, f"{note}{', '.join(floats)}; {alone}", tuple(patterns[name] for name in floats))
         return LstmDecision(True, f"LSTMs stay float: with only them in int8 the outputs have {found:.1f} dB; {asks}")
     return LstmDecision(False, f"LSTMs are in int8: with only them in int8 the outputs have {found:.1f} dB; {alone}")
 
