@@ -15,7 +15,7 @@ The number of inferences is bounded by that of the calibration.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,10 +43,10 @@ ENOUGH_DB = 30.0
 _SAMPLES = 4  # a candidate is measured on; half as many where few were calibrated on
 _MANY = 32  # calibrated samples
 _GROUPS = 8  # are measured at first
-_LEAST_SHARE = 0.35  # of the noise that a group must cause to be looked into: about 2 dB; else noise is spread evenly
+_LEAST_SHARE = 0.25  # of the noise that a group must cause to be looked into: about 1.2 dB
 _PART = 0.8  # of its group's gain in dB that a half must have to be taken alone
 _SPLIT, _TIMES = 2, 3  # groups that are split at most, those that cause most of the noise first, and how often
-_LEAST_GAIN_DB = 1.0
+_LEAST_GAIN_DB, _SAME_DB = 1.0, 0.5
 _DB_PER_PERCENT = 1.0  # least gain for each percent of time
 _LOW_DB = 18.0  # below it, accuracy is scarce,
 _LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
@@ -116,7 +116,7 @@ class Looker:
     judge: Judge
     numbers: Sequence[int]
     calibrated: int
-    forced: Collection[str]
+    forced: Set[str]
     settings: Settings
     _patterns: dict[str, str] = field(init=False)
     _makes: dict[str, str] = field(init=False)
@@ -150,7 +150,8 @@ class Looker:
         if self._db(nothing) >= ENOUGH_DB:
             return Look(inferences=self._inferences)
         found = plan_groups(self.model, self.plan, _GROUPS, stored=True)
-        groups = [group for group in found if not any(label in self.forced for label in group.nodes)]
+        found = [replace(group, nodes=tuple(label for label in group.nodes if label in self._makes)) for group in found]
+        groups = [group for group in found if group.nodes and self.forced.isdisjoint(group.nodes)]
         self._measured([self._part(group) for group in groups])
         causes = sorted(self._causes(), key=self._share, reverse=True)
         causes = [*(self._narrowed(one) for one in causes[:_SPLIT]), *causes[_SPLIT:]]
@@ -258,7 +259,7 @@ class Looker:
             """As `worth`, as if int8 halved the time of all multiply-accumulates."""
             return worth(one, 100 * sum(work.get(label, 0) for label in one.nodes) / total)
 
-        tried = [one for one in self._found if one.groups and expected(one) >= _LEAST_GAIN_DB]
+        tried = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
         tried = sorted(tried, key=expected, reverse=True)[:_TIMED]
         self._time(tried)
         found = {one: worth(one, self._percent(one)) if one in self._times else expected(one) for one in tried}
@@ -272,7 +273,7 @@ class Looker:
         before, after = self.judge.measure(made, self._others_to_see)
         self._inferences += 2 * len(self._others_to_see)
         gain = after.typical_db - before.typical_db, after.worst_db - before.worst_db
-        return best if max(gain) >= _LEAST_GAIN_DB and min(gain) >= 0 else _Part(())
+        return best if max(gain) >= _LEAST_GAIN_DB and min(gain) >= -_SAME_DB else _Part(())
 
     def _percent(self, one: _Part) -> float:
         """Percent of time that a candidate takes more than the plan as it is; negative where it is faster.
@@ -285,7 +286,10 @@ class Looker:
         return math.inf if slower else 100 * (self._times[one] - 1)
 
     def _time(self, parts: Sequence[_Part]) -> None:
-        """Time candidates, and the float model, in turns with the plan as it is. Models in parts are not timed."""
+        """Time candidates, and the float model, in turns with the plan as it is, by CPU time where that is known.
+
+        Other work on the machine changes CPU time least. Models in parts are not timed.
+        """
         if not parts:
             return
         feeds: list[Feed] = [self.judge.samples[number].feed for number in self.numbers]
@@ -305,8 +309,8 @@ class Looker:
             return
         self._base_ms = rows[0].median_ms
         for one, row in zip(parts, rows[1:-1], strict=True):
-            self._times[one] = 1 / row.ratio
-        self._float_time = 1 / rows[-1].ratio
+            self._times[one] = 1 / (row.cpu_ratio or row.ratio)
+        self._float_time = 1 / (rows[-1].cpu_ratio or rows[-1].ratio)
 
     # ------------------------------------------------------------------ what is told
 
