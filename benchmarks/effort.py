@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         os.environ["ONNXSHOT_CACHE"] = str(Path(made) / "cache")
         jobs = fixture_jobs() if args.zoo is None else zoo_jobs(args.zoo, Path(made))
-        head("model", "way", "SQNR dB, other samples", "SQNR dB, calibrated on", "speed", "CPU seconds, without the proof")
+        head("model", "way", "SQNR dB, other samples", "SQNR dB, calibrated on", "speed", "CPU s without the proof")
         for job in jobs:
             if not job.options and (args.models is None or job.name in args.models):
                 for name in args.ways:
