@@ -110,12 +110,14 @@ class Alternatives:
         report.tried = [one.row for one in self._others.found]
         if taken is None or taken.made is None:
             if inaccurate:
-                report.notes.append(f"nothing above the floor is faster than the input: {self._count}")
+                report.notes.append(f"nothing above the floor is as fast as the input: {self._count}")
             return None
         kept = taken.made.report
         kept.tried = [row_of(report, self.written_bytes, AS_ASKED)]
         kept.tried += [{**one.row, "taken": True} if one is taken else one.row for one in self._others.found]
         kept.timings = {**report.timings, **kept.timings}
+        of_samples = made.gathered.notes if made.gathered is not None else ()
+        kept.notes += [note for note in of_samples if note not in kept.notes]
         why = "not accurate enough" if inaccurate else "not fast enough"
         kept.notes.append(
             f"the result {AS_ASKED} was {why}; taken is: {taken.row['options']} ({self._count}; --search-time 0 keeps "

@@ -58,11 +58,6 @@ class Tried:
         """How many times as fast as the input it surely is; 1 where that is not certain."""
         return float(self.row["speedup"] or 1.0)
 
-    @property
-    def is_faster(self) -> bool:
-        """Whether it is surely faster than the input."""
-        return self.speed > 1 + NOISE
-
 
 @dataclass
 class OtherResults:
@@ -86,25 +81,24 @@ class OtherResults:
     def best(self) -> Tried | None:
         """The one place that decides: what to take in place of the result; None to keep it.
 
-        An inaccurate result gives way to the fastest accurate one that is faster than the input or, if there is none,
-        to weights alone at the speed of the input. An accurate one gives way to what is clearly faster, and as
-        accurate, unless runs are so short that they are mostly overhead. Of equally fast ones the most accurate is
-        taken.
+        An inaccurate result gives way to the fastest accurate one that is not slower than the input. An accurate one
+        gives way to what is clearly faster, and as accurate. Runs that are mostly overhead are too short to be slower
+        or faster. Of equally fast ones the most accurate is taken.
         """
         report = self.made.report
+        short = report.latency.get("float_ms", 0.0) < SHORTEST_MS
         kept = [one for one in self.found if one.made is not None]
-        sound = [one for one in kept if not one.inaccurate and one.row["level"] != BAD]
-        faster = [one for one in sound if one.is_faster]
-        if not self._inaccurate:
-            if report.latency.get("float_ms", 0.0) < SHORTEST_MS:
-                return None
+        fit = [one for one in kept if not one.inaccurate and one.row["level"] != BAD]
+        if self._inaccurate:
+            fit = [one for one in fit if short or one.speed >= 1 - NOISE]
+        else:
             now, least = (report.speedup or 1.0) * (1 + CLEAR), min(_db(report) - _SAME_DB, 2 * FLOOR_DB)
-            faster = [one for one in faster if one.speed > now and (one.db >= least or report.slower)]
-        if not faster:
-            alone = [one for one in sound if one.recipe.mode == WEIGHTS and one.speed >= 1 - NOISE]
-            return alone[0] if self._inaccurate and alone else None
-        limit = max(one.speed for one in faster) / (1 + CLEAR)
-        return max((one for one in faster if one.speed >= limit), key=lambda one: one.db)
+            faster = (one for one in fit if not short and one.speed > max(now, 1 + NOISE))
+            fit = [one for one in faster if one.db >= least or report.slower]
+        if not fit:
+            return None
+        limit = 0.0 if short else max(one.speed for one in fit) / (1 + CLEAR)
+        return max((one for one in fit if one.speed >= limit), key=lambda one: one.db)
 
     def attempt(self, recipe: Recipe, words: str) -> Tried | None:
         """Make what a recipe makes, and measure it as the result was measured, once and while there is time.
