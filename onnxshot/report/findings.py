@@ -353,8 +353,9 @@ def _unplanned(values: Values) -> Iterator[Finding]:
 
 
 def is_inaccurate(values: Values) -> bool:
-    """Whether a figure of accuracy is below its floor: SQNR of all outputs or of one, agreement, or perplexity."""
-    return any(finding.level == BAD for rule in (_outputs_below, _perplexity) for finding in rule(values))
+    """Whether accuracy is below its floor: SQNR of an output or its median sample, agreement, or perplexity."""
+    rules = (_outputs_below, _samples_below, _perplexity)
+    return any(finding.level == BAD for rule in rules for finding in rule(values))
 
 
 # ---------------------------------------------------------------------- words

@@ -81,16 +81,16 @@ class OtherResults:
     def best(self) -> Tried | None:
         """The one place that decides: what to take in place of the result; None to keep it.
 
-        An inaccurate result gives way to the fastest accurate one that is not slower than the input. An accurate one
-        gives way to what is clearly faster, and as accurate. Runs that are mostly overhead are too short to be slower
-        or faster. Of equally fast ones the most accurate is taken.
+        An inaccurate result gives way to the fastest accurate one that is not slower than the input, or than it is
+        itself. An accurate one gives way to what is clearly faster, and as accurate. Runs that are mostly overhead are
+        too short to be slower or faster. Of equally fast ones the most accurate is taken.
         """
         report = self.made.report
         short = report.latency.get("float_ms", 0.0) < SHORTEST_MS
         kept = [one for one in self.found if one.made is not None]
         fit = [one for one in kept if not one.inaccurate and one.row["level"] != BAD]
         if self._inaccurate:
-            fit = [one for one in fit if short or one.speed >= 1 - NOISE]
+            fit = [one for one in fit if short or one.speed >= min(report.speedup or 1.0, 1.0) - NOISE]
         else:
             now, least = (report.speedup or 1.0) * (1 + CLEAR), min(_db(report) - _SAME_DB, 2 * FLOOR_DB)
             faster = (one for one in fit if not short and one.speed > max(now, 1 + NOISE))
