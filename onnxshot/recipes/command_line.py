@@ -25,7 +25,8 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     known = set(_options(before)) if before is not None else set()
     found = sorted(_options(recipe), key=lambda option: option in known)  # stable
     with_option = {*_VALUES, *_GLOBS, "per_channel", "portable_ops", "asymmetric"}
-    with_option |= {"place"} if recipe.place is False else set()  # it only says that times were measured before
+    # False only says that something was measured before
+    with_option |= {name for name in ("look", "place") if getattr(recipe, name) is False}
     others = [f.name for f in fields(recipe) if f.name not in with_option and not _is_default(recipe, f.name)]
     rest = f" (with {', '.join(others)} of the recipe as given)" if others else ""
     return " ".join(found) + rest

@@ -56,6 +56,8 @@ _FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case,
 _FEWEST_IN_PARTS = 16  # and of models that run in parts
 _SHORTEST_MS = 0.1  # shorter runs are mostly overhead: time does not decide
 
+_IN_WORDS = {FLOAT: "in float", STORED: "in float", DYNAMIC: "with scales at run time"}
+
 Rules = Mapping[str, Mapping[str, Any]]
 
 
@@ -226,8 +228,19 @@ class Looker:
     def _rules(self, one: _Part) -> Rules:
         return {self._patterns[label]: {"mode": form} for group, form in one.groups for label in group.nodes}
 
+    def _quantizes(self, one: _Part) -> bool:
+        """Whether anything else stays quantized."""
+        every = {node.node for node in self.plan.nodes if node.how != FLOAT} | self.plan.stored.keys()
+        if not every <= one.nodes:
+            plan = self.planned(self._recipe_of(one))
+            return bool(plan.stored) or any(node.how != FLOAT for node in plan.nodes)
+        return False
+
+    def _recipe_of(self, one: _Part) -> Recipe:
+        return replace(self.recipe, layers={**self.recipe.layers, **self._rules(one)})
+
     def _rewritten(self, one: _Part) -> Model:
-        recipe = replace(self.recipe, layers={**self.recipe.layers, **self._rules(one)})
+        recipe = self._recipe_of(one)
         made = copy_of(self.model)
         apply_plan(made, self.planned(recipe) if one.groups else self.plan, recipe)
         return made
@@ -259,7 +272,8 @@ class Looker:
             """As `worth`, as if int8 halved the time of all multiply-accumulates."""
             return worth(one, 100 * sum(work.get(label, 0) for label in one.nodes) / total)
 
-        tried = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
+        gains = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
+        tried = [one for one in gains if self._quantizes(one)]
         tried = sorted(tried, key=expected, reverse=True)[:_TIMED]
         self._time(tried)
         found = {one: worth(one, self._percent(one)) if one in self._times else expected(one) for one in tried}
@@ -330,7 +344,8 @@ class Looker:
             return ""
         names = " + ".join(f"{group}" for group, _ in best.groups)
         took = "" if best not in self._times else f", time {100 * (self._times[best] - 1):+.1f} %"
+        form = " and ".join(dict.fromkeys(_IN_WORDS[form] for _, form in best.groups))
         return (
-            f"{names}: in another form, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
+            f"{names}: {form}, as the outputs gain by it: {self._db(nothing):.1f} dB before, "
             f"{self._db(best):.1f} dB after, on {len(self.numbers)} samples{took}"
         )

@@ -67,7 +67,7 @@ def is_slower(speedup: float | None) -> bool:
 
 def to_gain(values: Values) -> str:
     """How to gain accuracy: options that were measured to help, else a search that measures."""
-    rows = values.get("tried", ())
+    rows = [row for row in values.get("tried", ()) if not row.get("taken")]
     cures = [row for row in rows if _level(row) != BAD]
     if cures:
         best = max(cures, key=lambda row: (_level(row) == READY, _worst_db(row)))
@@ -167,7 +167,7 @@ def smaller(values: Values) -> str:
 
 def _sound(values: Values) -> list[Values]:
     """The options that were tried and are accurate enough."""
-    return [row for row in values.get("tried", ()) if _level(row) != BAD]
+    return [row for row in values.get("tried", ()) if _level(row) != BAD and not row.get("taken")]
 
 
 def words_of(row: Values) -> str:

@@ -26,6 +26,7 @@ from onnxshot.execution.candidate_race import Judge
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph import Constant, Model, weights
 from onnxshot.graph.save import write
+from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, OPERATOR, STATIC, STORED, WEIGHTS
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
@@ -105,13 +106,14 @@ class Alternatives:
         if inaccurate:
             self._above_floor(data)
         for recipe in (*self._recurrent(), *self._quicker(), *self._smaller(), *self._faster_in_float()):
-            self._others.attempt(recipe, options_of(recipe, self._recipe))
+            self._others.attempt(recipe, self._words_of(recipe))
         taken = self._others.best()
         report.tried = [one.row for one in self._others.found]
         if taken is None or taken.made is None:
             if inaccurate:
                 report.notes.append(f"nothing above the floor is as fast as the input: {self._count}")
             return None
+        made.model.check_files()  # the other result was made of the files anew
         kept = taken.made.report
         kept.tried = [row_of(report, self.written_bytes, AS_ASKED)]
         kept.tried += [{**one.row, "taken": True} if one is taken else one.row for one in self._others.found]
@@ -142,6 +144,14 @@ class Alternatives:
         return self.made.prepared.recipe
 
     @property
+    def _asked(self) -> Recipe:
+        """The recipe without what the look added: other mixes are made from the plan that it looked at."""
+        return self.made.final.asked or self._recipe
+
+    def _words_of(self, recipe: Recipe) -> str:
+        return options_of(recipe, self._asked) or f"--mode {recipe.mode}"
+
+    @property
     def _float_model(self) -> Model:
         return self.made.float_model
 
@@ -158,10 +168,10 @@ class Alternatives:
                 self.made.report.notes.append(f"groups of nodes were not tried in float: {e.message}")
         if self._recipe.mode == STATIC and self._has_static_products:
             for recipe in self._in_mode(DYNAMIC):
-                self._others.attempt(recipe, options_of(recipe, self._recipe))
+                self._others.attempt(recipe, self._words_of(recipe))
         if self._others.best() is None and self._recipe.mode != WEIGHTS:
             for recipe in self._in_mode(WEIGHTS):
-                self._others.attempt(recipe, options_of(recipe, self._recipe))
+                self._others.attempt(recipe, self._words_of(recipe))
 
     def _groups(self, data: Dataset) -> None:
         """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
@@ -177,7 +187,7 @@ class Alternatives:
             if mix is None or mix.forms in tried:
                 break
             tried.add(mix.forms)
-            found = self._others.attempt(trials.recipe_of(mix.forms, self._recipe), _words(mix))
+            found = self._others.attempt(trials.recipe_of(mix.forms, self._asked), _words(mix))
             if found is None or not found.inaccurate:
                 break
             wanted = mix.sqnr_db + max(self._wanted_db - found.db, 0.0) + _SPARE_DB
@@ -188,6 +198,9 @@ class Alternatives:
         samples = [data[numbers[i]] for i in spread(len(numbers))[:_LOOKED_AT]]
         judge = Judge(self.judged.reference, samples, self._settings.threads)
         evidence = Evidence({}) if final.evidence is None else final.evidence
+        recipe, plan = replace(final.decided, layers=self._asked.layers), self.made.plan
+        if recipe != final.decided:
+            plan = make_plan(self._float_model, prepared.target, recipe, evidence, prepared.trained)
         stop = self._others.deadline - min(self._run_seconds, (self._others.deadline - time.perf_counter()) / 2)
 
         def in_time() -> None:
@@ -195,7 +208,7 @@ class Alternatives:
                 raise OutOfTime
 
         return PlanTrials(
-            self._float_model, prepared.target, final.decided, self.made.plan, evidence, prepared.trained, judge,
+            self._float_model, prepared.target, recipe, plan, evidence, prepared.trained, judge,
             range(len(samples)), [sample.feed for sample in samples], self._settings.threads,
             seconds=self._settings.bench_seconds, each=in_time,
         )  # fmt: skip
@@ -216,7 +229,7 @@ class Alternatives:
     def _in_mode(self, mode: str) -> Iterator[Recipe]:
         """The recipe in another mode; nothing if its rules for single layers cannot be combined with that mode."""
         with contextlib.suppress(UsageError):
-            yield replace(self._recipe, mode=mode)
+            yield replace(self._asked, mode=mode)
 
     @property
     def _has_static_products(self) -> bool:

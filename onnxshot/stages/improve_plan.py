@@ -33,6 +33,7 @@ class FinalPlan:
         inferences: how many samples were run to observe changed models again.
         gathered: the statistics, with those of samples that were calibrated on once they had chosen.
         notes: what was done.
+        asked: the recipe before the trials added anything; None where none were made.
         look: what was measured of groups of nodes in other forms (`Report.look`).
         learned_on: how many samples the integers of weights in blocks were learned from; 0 where none were.
     """
@@ -46,6 +47,7 @@ class FinalPlan:
     gathered: RunStatistics | None = None
     notes: tuple[str, ...] = ()
     look: tuple[Mapping[str, Any], ...] = ()
+    asked: Recipe | None = None
     learned_on: int = 0
 
     def repair(self, teacher: LeanModel, model: Model, plan: Plan) -> str:
@@ -103,6 +105,7 @@ def improve_plan(
         clip=recipe.clip if recipe.clip is not None else best.clips,
         layers={**recipe.layers, **best.layers}, look=False,
     )  # fmt: skip
+    asked = replace(recipe, look=False)
     if best.layers:
         recipe = decided  # the trials were made without these layers, and a replay would make them with them
     elif found.rows:
@@ -110,5 +113,5 @@ def improve_plan(
     notes = (*best.notes(), *([found.note] if found.note else ()))
     return FinalPlan(
         replace(prepared, model=best.model, recipe=recipe), best.plan, best.evidence, decided, improver,
-        improver.inferences, improver.gathered, notes, found.rows,
+        improver.inferences, improver.gathered, notes, found.rows, asked,
     )  # fmt: skip

@@ -44,6 +44,7 @@ class Tried:
         row: its figures and its verdict, as in `Report.tried`.
         inaccurate: whether a figure of accuracy is below its floor.
         db: SQNR in dB of the worst output.
+        measured: how many times as fast as the input it was measured to be, whether that is certain or not.
         made: the result; None once another one is better.
     """
 
@@ -51,6 +52,7 @@ class Tried:
     row: dict[str, Any]
     inaccurate: bool
     db: float
+    measured: float
     made: Quantized | None
 
     @property
@@ -90,7 +92,7 @@ class OtherResults:
         kept = [one for one in self.found if one.made is not None]
         fit = [one for one in kept if not one.inaccurate and one.row["level"] != BAD]
         if self._inaccurate:
-            fit = [one for one in fit if short or one.speed >= min(report.speedup or 1.0, 1.0) - NOISE]
+            fit = [one for one in fit if short or one.measured >= min(report.speedup or 1.0, 1.0) * (1 - CLEAR)]
         else:
             now, least = (report.speedup or 1.0) * (1 + CLEAR), min(_db(report) - _SAME_DB, 2 * FLOOR_DB)
             faster = (one for one in fit if not short and one.speed > max(now, 1 + NOISE))
@@ -117,7 +119,8 @@ class OtherResults:
             return None
         report, size = made.report, made.report.outputs[0].bytes
         inaccurate = is_inaccurate(asdict(report))
-        self.found.append(Tried(recipe, row_of(report, size, words), inaccurate, _db(report), made))
+        row, speed = row_of(report, size, words), report.speedup or 1.0
+        self.found.append(Tried(recipe, row, inaccurate, _db(report), speed, made))
         report.outputs = []
         best = self.best()
         for one in self.found:  # each holds two models
