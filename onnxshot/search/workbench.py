@@ -230,7 +230,7 @@ def workbench(
             calibrated, held_out = gathered.calibrated, gathered.held_out or held_out
         elif recipe.effort != "fast" and any(plan.weights[label].in_blocks for label in plan.labels(WEIGHTS)):
             held_out = split(len(data))[1]  # the result's weights are rounded with the others
-        tried = evenly(final.improver.choosing if final.improver is not None else calibrated)[:count]
+        tried = (final.improver.choosing if final.improver is not None else evenly(calibrated))[:count]
         samples = tuple(in_order(data.__getitem__, tried, settings.threads))
         units = _units(final.prepared.model, final.plan, final.decided, samples[0])
         notes = [*prepared.notes, *given.notes, *forms, reference.note, *(gathered.notes if gathered else ())]

@@ -85,7 +85,9 @@ def test_layers_that_share_their_weights_go_on_sharing_them(options: dict[str, A
     r = np.random.default_rng(5)
     samples = [{"x": r.normal(size=(1, 7 + i % 3, 64)).astype("f4")} for i in range(24)]
     given = _encoder(True)
-    report = onnxshot.quantize(given, samples, output=tmp_path / "q.onnx", **options).report
+    settings = onnxshot.Settings(search_seconds=0)
+    result = onnxshot.quantize(given, samples, output=tmp_path / "q.onnx", look=False, settings=settings, **options)
+    report = result.report
     made = onnx.load(tmp_path / "q.onnx")
     matrices = [i for i in made.graph.initializer if np.prod(i.dims) >= 64 * 64]
     assert len(matrices) == 4 and {i.data_type for i in matrices} == {TensorProto.INT8}

@@ -134,7 +134,7 @@ def test_layers_whose_pairs_weigh_more_than_they_save_stay_float(layers: int, ch
     samples = [
         {"x": np.random.default_rng(i).normal(size=(1, channels, 6, 6)).astype(np.float32)} for i in range(12)
     ]
-    result = onnxshot.quantize(given, samples, effort="fast")
+    result = onnxshot.quantize(given, samples, effort="fast", settings=onnxshot.Settings(search_seconds=0))
     convs = {n.how for n in result.plan.nodes if n.op == "Conv"}
     assert convs == {"static" if int8 else "float"}
     if not int8:

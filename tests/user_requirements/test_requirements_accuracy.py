@@ -131,12 +131,12 @@ def test_row11_every_run_says_which_tensor_broke_it(
     capsys.readouterr()
     clock(monkeypatch, 2.0)
     assert command("quantize", tmp_path / "m.onnx", "--calib", tmp_path / "x.npz", "-o", tmp_path / "q.onnx",
-                   "--effort", "fast") == 0
+                   "--effort", "fast", "--search-time", "0") == 0
     lines = capsys.readouterr().err.splitlines()
     table = next(i for i, line in enumerate(lines) if line.startswith("worst tensors"))
     assert lines[table + 1].split()[0] == bad[0]
     assert any(line.startswith("not good enough: SQNR") and "below 15 dB" in line for line in lines)
-    assert "in place of" in lines[-1], "what was measured to help"
+    assert "--min-sqnr" in lines[-1], "what searches for nodes to leave in float"
     assert f"'{bad[0]}'" not in lines[-1], "where errors have added up is not where they come from"
 
 
@@ -471,7 +471,7 @@ def test_row19_tuning_says_how_far_it_is() -> None:
     """Stuck without any output. neural-compressor 128."""
     said: list[tuple[str, int, int]] = []
     settings = replace(QUICK, progress=lambda *step: said.append(step))
-    tune(fixture("digits_mobile"), heldout("digits_mobile")[0][:12], Goal(min_sqnr=45), settings=settings)
+    tune(fixture("digits_mobile"), heldout("digits_mobile")[0][:12], Goal(min_sqnr=55), settings=settings)
     for what in ("nodes alone in int8", "nodes back in float", "candidates measured"):
         steps = [(done, total) for said_what, done, total in said if said_what == what]
         assert len(steps) > 4
@@ -486,14 +486,14 @@ def test_row20_sensitive_layers_keep_more_bits_by_themselves(tmp_path: Path) -> 
     first, again = tmp_path / "a.onnx", tmp_path / "b.onnx"
     assert command(*tuned(first, "--min-sqnr", "42")) == 0
     report = json.loads(first.with_suffix(".json").read_text())
-    assert report["recipe"]["exclude"]
+    assert report["recipe"]["layers"]
     data = data_of("digits_mobile")
     loaded = load_model(fixture("digits_mobile"))
     with open_data(data["calib"], input_specs(loaded), load_preset(data["preset"]), limit=16) as samples:
         given = [samples[i].feed for i in range(12, 16)]
     assert sqnr(outputs(fixture("digits_mobile"), given), outputs(first, given)) >= 42
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(report["recipe"]))
+    recipe.write_text(yaml.safe_dump(report["recipe"], sort_keys=False))  # of two globs the later one counts
     assert command(*tuned(again, "--recipe", recipe)) == 0
     assert first.read_bytes() == again.read_bytes()
     assert sum(n.op_type == "DequantizeLinear" for n in onnx.load(str(first)).graph.node) > 10
