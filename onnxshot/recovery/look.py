@@ -217,7 +217,7 @@ class Looker:
         if not one.groups:
             return self._base
         if any(form == DYNAMIC for _, form in one.groups):
-            return candidate_of(self._rewritten(one))
+            return candidate_of(self._rewritten(one)) if self._quantizes(one) else None
         static = [self._makes[label] for label in self.plan.labels(STATIC) if label in self._makes]
         makes = [self._makes[label] for label in one.nodes]
         made = back_to_float(LeanModel.of(self._base), self._plain, makes, static)
@@ -229,12 +229,12 @@ class Looker:
         return {self._patterns[label]: {"mode": form} for group, form in one.groups for label in group.nodes}
 
     def _quantizes(self, one: _Part) -> bool:
-        """Whether anything else stays quantized."""
-        every = {node.node for node in self.plan.nodes if node.how != FLOAT} | self.plan.stored.keys()
-        if not every <= one.nodes:
+        """Whether a plan can be made, in which anything else stays quantized."""
+        try:
             plan = self.planned(self._recipe_of(one))
-            return bool(plan.stored) or any(node.how != FLOAT for node in plan.nodes)
-        return False
+        except OnnxshotError:  # it would quantize a tensor that was not observed
+            return False
+        return bool(plan.stored) or any(node.how != FLOAT for node in plan.nodes)
 
     def _recipe_of(self, one: _Part) -> Recipe:
         return replace(self.recipe, layers={**self.recipe.layers, **self._rules(one)})
