@@ -45,13 +45,13 @@ _MANY = 32  # calibrated samples
 _GROUPS = 8  # are measured at first
 _LEAST_SHARE = 0.25  # of the noise that a group must cause to be looked into: about 1.2 dB
 _PART = 0.8  # of its group's gain in dB that a half must have to be taken alone
-_SPLIT, _TIMES = 2, 3  # groups that are split at most, those that cause most of the noise first, and how often
+_SPLIT, _TIMES = 1, 3  # groups that are split at most, those that cause most of the noise first, and how often
 _LEAST_GAIN_DB, _SAME_DB = 1.0, 0.5
 _DB_PER_PERCENT = 1.0  # least gain for each percent of time
 _LOW_DB = 18.0  # below it, accuracy is scarce,
 _LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
-_TIMED = 3  # candidates
-_ROUNDS, _SECONDS = 40, 0.4  # of timing, at most
+_TIMED = 2  # candidates
+_ROUNDS, _SECONDS = 16, 0.15  # of timing, at most
 _FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case,
 _FEWEST_IN_PARTS = 16  # and of models that run in parts
 _SHORTEST_MS = 0.1  # shorter runs are mostly overhead: time does not decide
@@ -155,6 +155,8 @@ class Looker:
         found = [replace(group, nodes=tuple(label for label in group.nodes if label in self._makes)) for group in found]
         groups = [group for group in found if group.nodes and self.forced.isdisjoint(group.nodes)]
         self._measured([self._part(group) for group in groups])
+        if not self._causes():
+            return Look({}, tuple(self._rows(nothing)), "", self._inferences)
         causes = sorted(self._causes(), key=self._share, reverse=True)
         causes = [*(self._narrowed(one) for one in causes[:_SPLIT]), *causes[_SPLIT:]]
         joined = [causes[0]] if causes else []
