@@ -9,7 +9,7 @@ Weights of a group in float are stored in 8 bits where the target has such a for
 of a front end are not: they are often a fixed transform, whose small coefficients count behind a Log. Nor are those
 of which only the weights were quantized.
 
-The number of inferences is bounded by that of the calibration.
+The number of inferences that groups are tried in is bounded by that of the calibration.
 """
 
 from __future__ import annotations
