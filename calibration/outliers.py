@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.observers import Glimpse
+from onnxshot.calibration.stats import TensorStats
 
 STRETCH = 2.0
 """A sample is an outlier where its largest absolute value in a tensor is this many times that of any other sample."""
@@ -37,6 +38,15 @@ class Outliers:
         self._names[first] = name
         self._samples += 1
 
+    def add_known(self, known: Sequence[TensorStats]) -> None:
+        """Add samples of another pass, of which only the statistics of each tensor are left. None of them is found."""
+        absmax = np.array([max(-stats.low, stats.high) if stats.count else 0.0 for stats in known])
+        first = absmax > self._most
+        self._second = np.where(first, self._most, np.maximum(self._second, absmax))
+        self._most = np.where(first, absmax, self._most)
+        self._names[first] = ""
+        self._samples += max((stats.samples for stats in known), default=0)
+
     def merged(self, other: Outliers) -> Outliers:
         """The result of watching the samples of both."""
         both = Outliers(len(self._most))
@@ -58,7 +68,7 @@ class Outliers:
         times = np.divide(self._most, self._second, out=np.zeros_like(self._most), where=self._second > 0)
         found: dict[str, list[tuple[int, float]]] = {}
         for i in np.argsort(-times, kind="stable").tolist():
-            if times[i] >= STRETCH:
+            if times[i] >= STRETCH and self._names[i]:
                 found.setdefault(self._names[i], []).append((i, float(times[i])))
         return found
 

@@ -124,6 +124,11 @@ def merge(a: TensorStats, b: TensorStats) -> TensorStats:
     )
 
 
+def merged(some: Mapping[str, TensorStats], others: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
+    """Statistics of the first tensors over the samples of both."""
+    return {name: merge(one, others[name]) if name in others else one for name, one in some.items()}
+
+
 def _widest(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     """The larger value of each channel; where only one side has channels, that side."""
     return tuple(map(max, a, b)) if a and b else a or b

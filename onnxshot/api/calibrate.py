@@ -22,7 +22,7 @@ from onnxshot.calibration.statistics_file import (
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.input_files import of_run
 from onnxshot.errors import UsageError
-from onnxshot.execution.statistics_source import from_data, open_calib
+from onnxshot.execution.statistics_source import from_all, open_calib
 from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
@@ -82,10 +82,10 @@ def calibrate(
     prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable, half=half)
     plan = make_plan(loaded, target, recipe)
     with open_calib(calib, loaded, preset, settings) as data:
-        found = from_data(loaded, plan, recipe, data, settings, holdout)
+        found = from_all(loaded, plan, recipe, data, settings, holdout)
     if output is not None:
-        found.statistics.save(output)
-    return found.statistics
+        found.save(output)
+    return found
 
 
 def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:

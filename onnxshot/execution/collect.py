@@ -23,7 +23,7 @@ from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sampling import spread
-from onnxshot.calibration.stats import Span, TensorStats
+from onnxshot.calibration.stats import NO_STATS, Span, TensorStats
 from onnxshot.comparison.random_nodes import fix_randomness
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.calibration_journal import Journal
@@ -74,6 +74,7 @@ def collect(
     device: str = "cpu",
     progress: Progress | None = None,
     journal: Journal | None = None,
+    beside: Mapping[str, TensorStats] | None = None,
 ) -> Collected:
     """Collect statistics of the named tensors over the samples.
 
@@ -95,6 +96,7 @@ def collect(
         device: "cpu", "cuda" or "openvino", an execution provider of ONNX Runtime.
         progress: Called with the stage, the samples done and the samples in total.
         journal: What an earlier run found before it was ended; what is found here is added. For a model in parts.
+        beside: Statistics over other samples. A sample is told as an outlier where it is one beside those too.
 
     Raises:
         CalibrationError: A tensor is NaN or infinite. Names the tensor and the sample.
@@ -104,6 +106,8 @@ def collect(
     order, watched = order_of(total, settle=settle), list(names)
     ends = list(stops(total)) if settle else [total]
     observers, outliers, settling = Observers(len(watched)), Outliers(len(watched)), Settling(len(watched))
+    if beside:
+        outliers.add_known([beside.get(name, NO_STATS) for name in watched])
     used: list[int] = []
     blank: list[str] = []
     kept = KeptGlimpses(watched, keep) if keep else None

@@ -18,7 +18,7 @@ from onnxshot.calibration.statistics_file import (
     load_statistics,
     refuse_other,
 )
-from onnxshot.calibration.stats import TensorStats
+from onnxshot.calibration.stats import TensorStats, merged
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import CalibrationError
 from onnxshot.execution import statistics_cache
@@ -107,6 +107,7 @@ def from_data(
     known: Mapping[str, TensorStats] | None = None,
     keep: bool = False,
     choosing: bool = False,
+    beside: Mapping[str, TensorStats] | None = None,
 ) -> RunStatistics:
     """Statistics of all tensors the plan observes, from the cache if they are there, else from a pass over the data.
 
@@ -121,6 +122,7 @@ def from_data(
         known: Statistics of tensors that need not be observed again. The result does not repeat them.
         keep: Keep what a pass sees of tensors whose channels may be scaled, for `after_scaling`.
         choosing: Leave samples for choices; otherwise all that are not held out may be calibrated on.
+        beside: Statistics over other samples of the run, for notes on outliers.
 
     Raises:
         CalibrationError: A tensor is NaN or infinite on a sample.
@@ -144,7 +146,7 @@ def from_data(
     found = collect(
         model, watch.names, watch.samples, channels=watch.channels, keep=scalable(model) if keep else None,
         settle=watch.settle, threads=settings.threads, device=settings.device, progress=settings.progress,
-        journal=journal,
+        journal=journal, beside=beside,
     )  # fmt: skip
     model.check_files()  # else the cache would keep what another model gave
     statistics = watch.statistics(found.stats, found.used, digests, found.notes)
@@ -158,6 +160,26 @@ def from_data(
     return RunStatistics(
         statistics, used, parts.held_out, parts.choosing, settled, len(found.used), notes, lasting, found.kept
     )  # fmt: skip
+
+
+def from_all(
+    model: Model, plan: Plan, recipe: Recipe, data: Dataset, settings: Settings, holdout: float = HOLDOUT
+) -> Statistics:
+    """Statistics of all samples that are not held out, to be kept in a file; arguments and errors as in `from_data`.
+
+    They are gathered as a quantization does: those of the samples that ranges come from, then, unless the ranges have
+    settled, those of the samples left for choices. So each of the two finds in the cache what the other has stored.
+    """
+    first = from_data(model, plan, recipe, data, settings, holdout, choosing=True)
+    known, left = first.statistics, first.choosing
+    if left and not first.settled:
+        rest = from_data(
+            model, plan, recipe, data.subset(left), settings, 0.0, settle=False, beside=known.tensors
+        ).statistics  # fmt: skip
+        samples = tuple(sorted({*known.samples, *rest.samples}))
+        notes = tuple(dict.fromkeys((*known.notes, *rest.notes)))
+        known = replace(known, tensors=merged(known.tensors, rest.tensors), samples=samples, notes=notes)
+    return replace(known, considered=known.considered + len(left))
 
 
 def after_scaling(

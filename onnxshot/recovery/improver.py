@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from onnxshot.calibration.range_methods import METHODS, Range
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sample_parts import TrialSamples, evenly, trial_samples
-from onnxshot.calibration.stats import TensorStats, merge
+from onnxshot.calibration.stats import TensorStats, merged
 from onnxshot.execution.candidate_race import CandidateError, Judge
 from onnxshot.execution.observed_tensors import missing_in
 from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
@@ -75,6 +75,7 @@ class Improver:
         gathered: which samples were calibrated on, and which are held out; `best` may add some.
         timed: measures the time of each step.
         inferences: how many samples were run so far to observe changed models.
+        notes: remarks on samples that were run after the calibration pass.
     """
 
     model: Model
@@ -87,6 +88,7 @@ class Improver:
     gathered: RunStatistics
     timed: Timed
     inferences: int = field(init=False, default=0)
+    notes: tuple[str, ...] = field(init=False, default=())
     _samples: TrialSamples = field(init=False)
     _learned_from: list[Sample] = field(init=False, default_factory=list)
     _judge: Judge = field(init=False)
@@ -203,13 +205,16 @@ class Improver:
             return best
         with self.timed("calibrate"):
             recipe, data = self._recipe_of(best), self.data.subset(numbers)
-            found = from_data(best.model, best.plan, recipe, data, self.settings, 0.0, settle=False)
+            found = from_data(
+                best.model, best.plan, recipe, data, self.settings, 0.0, settle=False, beside=best.evidence.stats
+            )  # fmt: skip
             self.inferences += found.inferences
-            stats = _merged(best.evidence.stats, found.statistics.tensors)
+            self.notes += found.notes
+            stats = merged(best.evidence.stats, found.statistics.tensors)
             known = self.gathered.statistics
             if best.model is self.model:
                 samples = tuple(sorted({*known.samples, *found.statistics.samples}))
-                known = replace(known, tensors=_merged(known.tensors, found.statistics.tensors), samples=samples)
+                known = replace(known, tensors=merged(known.tensors, found.statistics.tensors), samples=samples)
             calibrated = sorted([*self.gathered.calibrated, *numbers])
             self.gathered = replace(self.gathered, statistics=known, calibrated=calibrated)
             exact = {key: one for key, one in best.evidence.chosen.items() if one.method == METHOD}
@@ -364,8 +369,3 @@ class Improver:
 
     def _read(self, numbers: Sequence[int]) -> list[Sample]:
         return list(in_order(self.data.__getitem__, numbers, self.settings.threads))
-
-
-def _merged(some: Mapping[str, TensorStats], others: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
-    """Statistics of the first tensors over the samples of both."""
-    return {name: merge(one, others[name]) if name in others else one for name, one in some.items()}

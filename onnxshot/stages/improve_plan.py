@@ -110,7 +110,7 @@ def improve_plan(
         recipe = decided  # the trials were made without these layers, and a replay would make them with them
     elif found.rows:
         recipe = replace(recipe, look=False)
-    notes = (*best.notes(), *([found.note] if found.note else ()))
+    notes = (*improver.notes, *best.notes(), *([found.note] if found.note else ()))
     return FinalPlan(
         replace(prepared, model=best.model, recipe=recipe), best.plan, best.evidence, decided, improver,
         improver.inferences, improver.gathered, notes, found.rows, asked,

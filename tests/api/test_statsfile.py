@@ -23,7 +23,9 @@ import onnxshot.api.calibrate
 from onnxshot import Settings, quantize
 from onnxshot.api import calibrate
 from onnxshot.api.calibrate import merge_files
+from onnxshot.calibration.sample_parts import parts_of
 from onnxshot.calibration.statistics_file import Statistics, data_hash, join, load_statistics
+from onnxshot.calibration.stats import to_arrays
 from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution import statistics_cache, statistics_source
@@ -188,6 +190,51 @@ def test_calibrated_on_everything_it_is_judged_on_the_same_and_says_so(net: Path
     assert any("measured on samples that were calibrated on" in note for note in report.notes)
 
 
+def test_calibrate_and_quantize_find_in_the_cache_what_the_other_has_stored(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although `quantize` leaves samples for choices, and `calibrate` keeps the statistics of all."""
+    data, settings = save(tmp_path / "data", feeds(40)), Settings(samples="all", verify=False, threads=1)
+    onnxshot.calibrate(net, data, settings=settings)
+    made = quantize(net, data, settings=settings, effort="fast")
+    assert (made.report.samples["calibration"], made.report.samples["inferences"]) == (30, 0)
+    statistics_cache.clear()
+    assert quantize(net, data, settings=settings, effort="fast").report.samples["inferences"] == 30
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(statistics_source, "collect", never)
+    onnxshot.calibrate(net, data, output=tmp_path / "s.npz", settings=settings)
+    given = quantize(net, data, stats=tmp_path / "s.npz", settings=settings, effort="fast")
+    assert given.model.to_proto() == made.model.to_proto()
+    assert given.report.samples["considered"] == made.report.samples["considered"] == 30
+
+
+def test_statistics_of_a_file_are_those_of_one_pass_over_all_samples(net: Path) -> None:
+    given = feeds(40)
+    kept = onnxshot.calibrate(net, given, settings=FAST)
+    model, plan = _planned(net)
+    with calibrate.open_calib(given, model, None, FAST) as opened:
+        once = statistics_source.from_data(model, plan, onnxshot.Recipe(), opened, FAST).statistics
+    assert (kept.samples, kept.considered, len(kept.samples)) == (once.samples, once.considered, 30)
+    assert _arrays(kept) == _arrays(once)
+
+
+def test_unusual_samples_among_those_that_choose_are_told_too(net: Path) -> None:
+    given, choosing = feeds(40), parts_of(40).choosing
+    given[choosing[0]] = {"x": np.zeros_like(given[0]["x"])}
+    given[choosing[1]] = {"x": given[0]["x"] * 30}
+    told = quantize(net, given, settings=FAST).report.notes
+    for notes in (told, onnxshot.calibrate(net, given, settings=FAST).notes):
+        assert f"blank samples, one value throughout: '#{choosing[0]}'" in notes
+        assert any(f"'#{choosing[1]}' is an outlier" in note for note in notes), notes
+
+
+def _arrays(statistics: Any) -> dict[str, bytes]:
+    return {name: values.tobytes() for name, values in to_arrays(statistics.tensors).items()}
+
+
 def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_path: Path) -> None:
     """The plans are tried on some of them: a cache must not change which."""
     data, stats = save(tmp_path / "data", feeds(200)), tmp_path / "s.npz"
@@ -195,7 +242,7 @@ def test_new_cached_and_given_statistics_are_of_the_same_samples(net: Path, tmp_
     model, plan = _planned(net)
     with calibrate.open_calib(data, model, None, settings) as opened:
         new, kept = (
-            calibrate.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
+            statistics_source.from_data(model, plan, onnxshot.Recipe(), opened, settings) for _ in range(2)
         )
         new.statistics.save(stats)
         given = statistics_source.from_file(stats, model, plan, opened)

@@ -322,7 +322,7 @@ def test_ctrl_c_says_that_the_next_run_goes_on(
 @pytest.mark.slow
 def test_after_kill_9_the_next_run_gives_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
     onnx.save(proto(), str(tmp_path / "net.onnx"))
-    np.savez(tmp_path / "calib.npz", x=np.stack([s.feed["x"][:3] for s in samples(16)]))
+    np.savez(tmp_path / "calib.npz", x=np.stack([s.feed["x"][:3] for s in samples(24)]))  # ranges: 12
 
     def run(after: int, name: str, cache: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "ONNXSHOT_CACHE": str(tmp_path / cache)}

@@ -157,6 +157,19 @@ def test_few_samples_have_no_outlier() -> None:
     assert outliers.found() == {"3": [(0, 100.0)]}
 
 
+def test_an_outlier_is_one_beside_the_samples_of_another_pass_too() -> None:
+    given = samples(20)
+    given[11].feed["x"] *= 7
+    given[3].feed["x"] *= 6
+    known = collect(net(), NAMES, given[:8]).stats
+    assert collect(net(), NAMES, given[8:]).notes, "alone it is one"
+    assert collect(net(), NAMES, given[8:], beside=known).notes == (), "and not beside sample 3"
+    plain = collect(net(), NAMES, given[4:11]).stats
+    alone, both = (collect(net(), NAMES, given[11:13], beside=beside).notes for beside in (None, plain))
+    assert (len(alone), len(both)) == (0, 1), "two samples alone are too few"
+    assert both[0].startswith("sample 's11' is an outlier: ")
+
+
 def one(value: float) -> Glimpse:
     return glimpse([np.asarray([value, 0.0], np.float32)])
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from handmade.core import model, weight
 
-from onnxshot.api.calibrate import calibrate
 from onnxshot.api.quantize import quantize
 from onnxshot.batch.cells import Cell
 from onnxshot.batch.manifest import Entry, Thresholds, load_manifest
@@ -24,6 +23,7 @@ from onnxshot.calibration.statistics_file import Statistics, load_statistics
 from onnxshot.errors import CalibrationError
 from onnxshot.execution.observed_tensors import CalibrationPass, calibration_pass
 from onnxshot.execution.sharding import LEAST, ShardedPass, ShardResult, run_shard
+from onnxshot.execution.statistics_source import from_data
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import Stages
 from onnxshot.settings import Settings
@@ -73,6 +73,13 @@ def watched(path: str, given: Feeds, settings: Settings, *, choices: bool = Fals
     return calibration_pass(prepared.model, prepared.plan(), prepared.recipe, calibrated, settings)
 
 
+def in_one_pass(path: str, given: Feeds, settings: Settings) -> Statistics:
+    prepared = prepare_model(path, Recipe(), settings)
+    data = open_samples(prepared, given, None).data
+    assert data is not None
+    return from_data(prepared.model, prepared.plan(), prepared.recipe, data, settings).statistics
+
+
 def in_parts(
     path: str, given: Feeds, settings: Settings, count: int, *, choices: bool = False
 ) -> tuple[Statistics, list[int], str]:
@@ -102,7 +109,7 @@ def test_shards_give_the_statistics_of_a_single_pass(
 ) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples=samples, use_cache=False, threads=1)
     given = make(n)
-    whole = calibrate(path, given, settings=settings)
+    whole = in_one_pass(path, given, settings)
     found, looked, _ = in_parts(path, given, settings, count)
     assert found == whole
     assert len(looked) == 1 or samples == "auto"
@@ -110,7 +117,7 @@ def test_shards_give_the_statistics_of_a_single_pass(
 
 def test_rounds_end_where_a_pass_may_end_and_run_no_sample_in_vain(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(use_cache=False, threads=1)
-    whole = calibrate(path, feeds(400), settings=settings)
+    whole = in_one_pass(path, feeds(400), settings)
     found, looked, _ = in_parts(path, feeds(400), settings, 4)
     assert found == whole
     assert sum(looked) == len(whole.samples) < 300
