@@ -8,41 +8,11 @@ SAMPLES: a folder of .npz files. SYMMETRIC: 0 or 1. With TOOL alone, it fails wh
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-Feed = dict[str, Any]
-
-
-def feeds(folder: str) -> Iterator[Feed]:
-    """The samples of a folder."""
-    for path in sorted(Path(folder).glob("*.npz")):
-        yield dict(np.load(path))
-
-
-class Reader:
-    """Samples as ONNX Runtime's quantizers read them."""
-
-    def __init__(self, folder: str) -> None:
-        self.every = list(feeds(folder))  # not a generator, which cannot be copied: they copy their readers
-        self.rewind()
-
-    def get_next(self) -> Feed | None:
-        return self.left.pop(0) if self.left else None
-
-    def __iter__(self) -> Iterator[Feed]:
-        return self
-
-    def __next__(self) -> Feed:
-        if not self.left:
-            raise StopIteration
-        return self.left.pop(0)
-
-    def rewind(self) -> None:
-        self.left = list(self.every)
+from sample_reader import Reader, feeds
 
 
 def of_onnxruntime(config: Callable[[Any, int, int, bool, str], Any]) -> Callable[..., None]:

@@ -10,39 +10,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-Feed = dict[str, Any]
-
-
-class Reader:
-    """Samples as ONNX Runtime's quantizers read them."""
-
-    def __init__(self, folder: str) -> None:
-        self.every = [dict(np.load(path)) for path in sorted(Path(folder).glob("*.npz"))]
-        self.rewind()
-
-    def get_next(self) -> Feed | None:
-        return self.left.pop(0) if self.left else None
-
-    def __iter__(self) -> Iterator[Feed]:
-        return self
-
-    def __next__(self) -> Feed:
-        if not self.left:
-            raise StopIteration
-        return self.left.pop(0)
-
-    def __len__(self) -> int:
-        return len(self.every)
-
-    def rewind(self) -> None:
-        self.left = list(self.every)
+from sample_reader import Reader
 
 
 def raised(model: str, folder: str) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from onnxshot import __version__
 from onnxshot.errors import OnnxshotError
 from onnxshot.files.atomic_write import write_file
-from onnxshot.files.cache_folder import folder
+from onnxshot.files.cache_folder import folder, remove
 from onnxshot.files.temporary_folders import clear_dead
 from onnxshot.runtimes.spool import Spool
 
@@ -278,12 +278,7 @@ def _shrink(own: Path) -> None:
 
 def _remove(place: Path) -> int:
     """Remove the files of a pass, and its folder. Returns the number of bytes."""
-    freed = 0
-    for path in _files(place):
-        with contextlib.suppress(OSError):
-            size = path.stat().st_size
-            path.unlink()
-            freed += size
+    freed = sum(map(remove, _files(place)))
     with contextlib.suppress(OSError):
         freed += clear_dead(place)
         place.rmdir()

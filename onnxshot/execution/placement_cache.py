@@ -7,15 +7,14 @@ import hashlib
 import json
 import platform
 import re
-import stat
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxshot import __version__
 from onnxshot.errors import OnnxshotError
+from onnxshot.files import cache_folder
 from onnxshot.files.atomic_write import write_file
-from onnxshot.files.cache_folder import folder
 from onnxshot.files.regular_files import read_regular
 from onnxshot.runtimes.ort_session import runtime
 
@@ -88,26 +87,12 @@ def store(name: str, decision: Decision) -> None:
 
 def clear() -> int:
     """Forget all decisions. Returns the number of bytes freed."""
-    freed = 0
-    for path in _entries():
-        with contextlib.suppress(OSError):
-            size = path.stat().st_size
-            path.unlink()
-            freed += size
-    return freed
+    return sum(map(cache_folder.remove, _entries()))
 
 
 def _place() -> Path:
-    return folder() / _HOME
+    return cache_folder.folder() / _HOME
 
 
 def _entries() -> list[Path]:
-    """The files of decisions, least recently used first. Other files in the folder are left alone."""
-    found = []
-    with contextlib.suppress(OSError, OnnxshotError):
-        for path in _place().iterdir():
-            with contextlib.suppress(OSError):
-                state = path.lstat()
-                if _NAME.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
-                    found.append((state.st_mtime, path))
-    return [path for _, path in sorted(found)]
+    return cache_folder.entries(_place(), _NAME) if cache_folder.is_there() else []

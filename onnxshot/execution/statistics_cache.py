@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from onnxshot.calibration.statistics_file import Statistics, is_statistics, load_statistics
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution import calibration_journal, placement_cache
+from onnxshot.files import cache_folder
 from onnxshot.files.atomic_write import clear_dead_everywhere
 from onnxshot.files.cache_folder import folder
 from onnxshot.files.temporary_folders import clear as clear_part
@@ -75,14 +75,7 @@ def store(name: str, statistics: Statistics) -> None:
 
 def entries() -> list[Path]:
     """The files of the cache, least recently used first. Other files in the folder are ignored."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in folder().glob("*.npz"):
-            with contextlib.suppress(OSError):
-                state = path.lstat()
-                if _NAME.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
-                    found.append((state.st_mtime, path))
-    return [path for _, path in sorted(found)]
+    return cache_folder.entries(folder(), _NAME)
 
 
 def clear() -> int:
@@ -107,10 +100,7 @@ def clear() -> int:
 def _remove(path: Path) -> int:
     """Remove a file if it holds statistics; the number of bytes freed."""
     with contextlib.suppress(OSError):
-        if is_statistics(path):
-            size = path.stat().st_size
-            path.unlink()
-            return size
+        return cache_folder.remove(path) if is_statistics(path) else 0
     return 0
 
 

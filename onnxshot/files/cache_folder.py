@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import stat
 from pathlib import Path
 
 from onnxshot.errors import UsageError
@@ -30,3 +33,24 @@ def is_there() -> bool:
         return bool(folder())
     except UsageError:
         return False
+
+
+def entries(place: Path, names: re.Pattern[str]) -> list[Path]:
+    """The regular files of a folder with such names, least recently used first. Others are left alone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            with contextlib.suppress(OSError):
+                state = path.lstat()
+                if names.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
+                    found.append((state.st_mtime, path))
+    return [path for _, path in sorted(found)]
+
+
+def remove(path: Path) -> int:
+    """Remove a file. Returns the number of bytes freed; 0 if it cannot be removed."""
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
