@@ -24,7 +24,7 @@ import onnxshot
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.recovery import plan_candidates
-from onnxshot.recovery.improver import Improver
+from onnxshot.recovery.further_steps import FurtherSteps
 from onnxshot.verification.compare_models import compare
 
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # name -> (options, steps that are switched off)
@@ -80,15 +80,10 @@ def measured(job: Job, options: dict[str, Any], off: tuple[str, ...], out: Path)
     return f"{report.sqnr_db:.1f}", f"{inside:.1f}", f"{report.speedup:.2f}x", f"{seconds:.1f}"
 
 
-def _no_rounding() -> Any:
-    real = plan_candidates.reconstruct
-    return mock.patch.object(plan_candidates, "reconstruct", lambda *a, **k: real(*a, **{**k, "rounding": False}))
-
-
 SWITCHES: dict[str, Callable[[], Any]] = {
-    "repair": lambda: mock.patch.object(plan_candidates, "repaired", lambda *_: ""),
-    "refine": lambda: mock.patch.object(Improver, "_refined", lambda self, given: given),
-    "rounding": _no_rounding,
+    "repair": lambda: mock.patch.object(plan_candidates, "reconstruct", lambda *_, **__: {}),
+    "refine": lambda: mock.patch.object(FurtherSteps, "ranged", lambda self, first, *_: first),
+    "rounding": lambda: mock.patch.object(FurtherSteps, "rounded", lambda self, teacher, model, plan, so_far: so_far),
 }
 
 if __name__ == "__main__":

@@ -28,21 +28,21 @@ from onnxshot.planning.smoothable import readers_of
 from onnxshot.planning.trained_scales import Trained
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery import plan_candidates
+from onnxshot.recovery.further_steps import FurtherSteps
 from onnxshot.recovery.look import Look, Looker
-from onnxshot.recovery.plan_candidates import Candidate
-from onnxshot.recovery.range_search import refine_ranges, too_large
+from onnxshot.recovery.plan_candidates import Candidate, Repairs
+from onnxshot.recovery.range_search import too_large
 from onnxshot.recovery.smoothquant_strength import is_large, smoothed, strengths
 from onnxshot.report.timings import Timed
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_runtime import Runnable
-from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.runtimes.parallel import in_order
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
 
-_BATCHES = {"fast": (8, 8, 16), "balanced": (8, 8, 16), "best": (12, 12, 24)}
-"""Samples that candidates are compared on, by effort. Further batches are run where the earlier ones do not decide."""
-_LEARNED_FROM = {"balanced": 12, "best": 112}  # samples that repairs are learned from
+_BATCHES = (8, 8, 16)
+"""Samples that candidates are compared on. Further batches are run where the earlier ones do not decide."""
+_BIASES_FROM, _ALL_FROM = 12, 112  # samples that biases, and that further steps of "best", are learned from
 _GRID_ON = 8  # calibration samples that an input grid is derived from
 _GRID_WITHIN_DB = 21.0  # an input whose SQNR exceeds that of the outputs by this much causes little of their error
 _GRID_GAIN_DB = 0.5  # least gain: padding the input by hand costs up to 4 % of a small network's time
@@ -50,8 +50,6 @@ _EQUALIZED_FROM = 12  # calibration samples, at least: fewer do not show the ran
 _SMOOTHED_FROM = 16  # calibration samples that products are computed on; half as many of a large model
 _FEWEST_STRENGTHS = 3  # dynamic products with another strength than the default, at least: fewer are not worth a trial
 _SMOOTHING_GAIN_DB = 0.5  # least gain: a division takes time
-_REFINED_ON = (24, 96)  # least and most samples that ranges are refined on;
-_REFINED_MACS = 1 << 32  # between the two, as many as take this many multiply-accumulates
 _CLIPPING_GAIN_DB = 1.0  # least gain of min-max ranges over clipped ones, which have less error tensor by tensor
 
 
@@ -90,16 +88,18 @@ class Improver:
     inferences: int = field(init=False, default=0)
     notes: tuple[str, ...] = field(init=False, default=())
     _samples: TrialSamples = field(init=False)
-    _learned_from: list[Sample] = field(init=False, default_factory=list)
+    _beyond: TrialSamples = field(init=False)
+    _further: FurtherSteps | None = field(init=False, default=None)
+    _settled: Candidate | None = field(init=False, default=None)
     _judge: Judge = field(init=False)
 
     def __post_init__(self) -> None:
         self._judge = Judge(self.reference, self.data, self.settings.threads)
-        gathered = self.gathered
-        self._samples = trial_samples(
-            len(self.data), gathered.calibrated, gathered.choosing, gathered.held_out,
-            _LEARNED_FROM.get(self.recipe.effort, 0),
-        )  # fmt: skip
+        gathered, biases = self.gathered, 0 if self.recipe.effort == "fast" else _BIASES_FROM
+        self._samples, self._beyond = (
+            trial_samples(len(self.data), gathered.calibrated, gathered.choosing, gathered.held_out, most)
+            for most in (biases, _ALL_FROM)
+        )
 
     def best(self, plan: Plan, evidence: Evidence) -> Candidate:
         """Return the most accurate of the candidates that the effort and the recipe allow.
@@ -136,11 +136,21 @@ class Improver:
         return self._completed(self._gridded(best, math.inf if found is None else found.typical_db))
 
     def refine(self, best: Candidate) -> Candidate:
-        """Choose ranges by the error of the outputs, where the effort asks for it, and keep them if that helps."""
+        """Choose ranges by the error of the outputs, where the effort asks for it, and keep them if that helps.
+
+        They are kept if the result, its biases corrected, is closer to the reference than that of effort "balanced".
+        """
         if self.recipe.effort != "best" or not best.plan.params:
             return best
+        left_out = too_large(best.model)
+        if left_out:
+            return replace(best, left_out=left_out)
         with self.timed("refine"):
-            return self._refined(best)
+            recipe, made = self._recipe_of(best), copy_of(best.model)
+            apply_plan(made, best.plan, recipe)
+            repairs = self._repaired(LeanModel.of(best.model), made, best.plan)
+            self._settled = self._further_steps().ranged(replace(best, repairs=repairs), made, recipe)
+            return self._settled
 
     def look(self, best: Candidate) -> tuple[Candidate, Look]:
         """Put the groups of nodes back to float whose int8 costs the outputs more than it saves time.
@@ -182,11 +192,29 @@ class Improver:
         """
         if self.recipe.effort == "fast" or not plan.tensors:
             return ""
-        learn, checks = self._learning()
-        effort = self.recipe.effort
-        done = plan_candidates.repaired(self._judge, teacher, model, plan, learn, checks, effort, self.settings)
+        settled = self._settled
+        if settled is not None and settled.repairs is not None and plan.params is settled.plan.params:
+            done = settled.repairs
+        else:
+            done = self._repaired(teacher, model, plan)
+        if self.recipe.effort == "best":
+            done = self._further_steps().rounded(teacher, model, plan, done)
         self._judge.release()
-        return done
+        done.apply(model)
+        return done.said
+
+    def _repaired(self, teacher: LeanModel, model: Model, plan: Plan) -> Repairs:
+        """What effort "balanced" repairs."""
+        learn = self._read(self._samples.learned)
+        checks = self._batches(self._samples.checking)
+        return plan_candidates.repaired(self._judge, teacher, model, plan, learn, checks, self.settings)
+
+    def _further_steps(self) -> FurtherSteps:
+        """The steps of "best", which are learned from all samples but those that decide."""
+        if self._further is None:
+            learn, decide = self._read(self._beyond.learned), self._beyond.checking[: sum(_BATCHES)]
+            self._further = FurtherSteps(self._judge, learn, decide, self._planned, self.settings)
+        return self._further
 
     def release(self) -> None:
         """Let go of what only `best` needs: what calibration saw of the samples."""
@@ -235,28 +263,6 @@ class Improver:
     def _recipe_of(self, given: Candidate) -> Recipe:
         recipe = self.recipe if given.clips else replace(self.recipe, clip=False)
         return replace(recipe, layers={**recipe.layers, **given.layers}) if given.layers else recipe
-
-    def _refined(self, given: Candidate) -> Candidate:
-        """Choose ranges by the error of the outputs, and keep them if other samples confirm the gain."""
-        left_out = too_large(given.model)
-        if left_out:
-            return replace(given, left_out=left_out)
-        learn, checks = self._learning()
-        recipe = self._recipe_of(given)
-        work = sum(row.macs for row in sizes_on(given.model, learn[0].feed).work(given.model))
-        count = min(max(_REFINED_MACS // max(work, 1), _REFINED_ON[0]), _REFINED_ON[1])
-        evidence = refine_ranges(
-            given.model, given.plan, given.evidence, recipe.range_method, learn[:count], threads=self.settings.threads,
-            progress=self.settings.progress,
-        )  # fmt: skip
-        other = replace(given, plan=self._planned(given.model, recipe, evidence), evidence=evidence, refined=True)
-        return self._choose([given, other], checks)[0]
-
-    def _learning(self) -> tuple[list[Sample], Iterator[list[int]]]:
-        """Samples to learn from, and numbers of others that decide whether it helped; held-out samples are neither."""
-        if not self._learned_from:
-            self._learned_from = self._read(self._samples.learned)
-        return self._learned_from, self._batches(self._samples.checking)
 
     def _gridded(self, given: Candidate, outputs_db: float) -> Candidate:
         """Quantize inputs on the grid that their samples lie on, such as that of 8-bit pictures.
@@ -362,7 +368,7 @@ class Improver:
     def _batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
         """The first of these numbers in batches."""
         start = 0
-        for size in _BATCHES[self.recipe.effort]:
+        for size in _BATCHES:
             if start < len(numbers):
                 yield list(numbers[start : start + size])
             start += size

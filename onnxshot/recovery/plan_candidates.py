@@ -5,7 +5,7 @@ What each effort tries:
 fast      clipped or unclipped ranges
 balanced  + cross-layer equalization, SmoothQuant, inputs on the grid of their samples, bias correction
 best      + ranges of the loudest tensors chosen by the error of the outputs, layer-wise reconstruction of weights
-          (learned rounding)
+          (learned rounding), each step compared with the result of "balanced"
 """
 
 from __future__ import annotations
@@ -33,6 +33,25 @@ from onnxshot.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
+class Repairs:
+    """What is changed in a quantized model after it was written by its plan.
+
+    Attributes:
+        found: name of the layer -> its repair.
+        said: what was done, in words; empty where nothing was tried.
+    """
+
+    found: Mapping[str, Repair] = field(default_factory=dict)
+    said: str = ""
+
+    def apply(self, model: Model) -> None:
+        """Change the quantized model in place."""
+        if self.found:
+            ApplyRepairs(self.found).run(model)
+            edit.remove_unused(model)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A float model with a plan.
 
@@ -48,6 +67,7 @@ class Candidate:
         refined: whether ranges were chosen by the error of the outputs.
         layers: rules of `layers` that trials added to the recipe's.
         left_out: what was not tried for lack of memory, in words.
+    repairs: what is changed once the model was quantized by the plan; None where that is not known yet.
     """
 
     model: Model
@@ -61,6 +81,7 @@ class Candidate:
     refined: bool = False
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: str = ""
+    repairs: Repairs | None = None
 
     def notes(self) -> Iterator[str]:
         """Say in words what was done to the model and its ranges."""
@@ -123,6 +144,41 @@ def _rewritten(model: Model, plan: Plan, rewrite: Callable[[Model, Plan], object
     return candidate_of(copy)
 
 
+def learned(
+    teacher: LeanModel, model: Model, plan: Plan, learn: Sequence[Sample], settings: Settings, *, rounding: bool
+) -> dict[str, Repair]:
+    """Learn corrected biases of the static layers, and with `rounding` their weights, too.
+
+    Args:
+        teacher: the float model that the plan was made for, which layers learn from.
+        model: the quantized model; it is not changed.
+        plan: what it was quantized by.
+        learn: samples to learn from.
+        settings: threads, and the progress callback.
+        rounding: whether weights are rounded again.
+
+    Returns:
+        Name of the layer -> its repair; empty where there is nothing to repair.
+
+    Raises:
+        ModelError: a model does not run.
+    """
+    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
+    if not layers or not learn:
+        return {}
+    return reconstruct(
+        teacher, LeanModel.of(candidate_of(model)), layers, [sample.feed for sample in learn], rounding=rounding,
+        threads=settings.threads, progress=settings.progress,
+    )  # fmt: skip
+
+
+def with_repairs(model: Model, found: Mapping[str, Repair]) -> Runnable:
+    """The quantized model with these repairs, to be measured."""
+    copy = copy_of(model)
+    ApplyRepairs(found).run(copy)
+    return candidate_of(copy)
+
+
 def repaired(
     judge: Judge,
     teacher: LeanModel,
@@ -130,62 +186,45 @@ def repaired(
     plan: Plan,
     learn: Sequence[Sample],
     checks: Iterable[Sequence[int]],
-    effort: str,
     settings: Settings,
-) -> str:
-    """Correct biases, and with effort 'best' reconstruct weights, if that helps on other samples.
+) -> Repairs:
+    """Correct biases, if that helps on other samples.
 
     Args:
         judge: compares models with the given one.
         teacher: the float model that the plan was made for, which layers learn from.
-        model: the quantized model; changed in place.
+        model: the quantized model; it is not changed.
         plan: what it was quantized by.
         learn: samples to learn from.
-        checks: numbers of other samples, in batches, that decide which repair is kept, if any.
-        effort: 'balanced' or 'best'.
+        checks: numbers of other samples, in batches, that decide whether the repair is kept.
         settings: threads, and the progress callback.
-
-    Returns:
-        What was done, in words; empty where there is nothing to repair.
 
     Raises:
         ModelError: a model does not run.
     """
-    layers = [n.node for n in plan.nodes if n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes]
-    if not layers or not learn:
-        return ""
-    plain = candidate_of(model)
-    student = LeanModel.of(plain)
-    ways = {"biases were corrected": False}  # in words -> whether weights are rounded again too
-    if effort == "best":
-        ways["weights were rounded again, layer by layer"] = True
-    found: dict[str, dict[str, Repair]] = {}
+    found: list[dict[str, Repair]] = []
 
     def candidates() -> Iterator[Runnable]:
-        yield plain
-        for name, rounding in ways.items():
-            found[name] = reconstruct(
-                teacher, student, layers, [sample.feed for sample in learn], rounding=rounding,
-                threads=settings.threads, progress=settings.progress,
-            )  # fmt: skip
-            copy = copy_of(model)
-            ApplyRepairs(found[name]).run(copy)
-            yield candidate_of(copy)
+        yield candidate_of(model)
+        found.append(learned(teacher, model, plan, learn, settings, rounding=False))
+        yield with_repairs(model, found[0])
 
+    if not learn or not any(n.how == STATIC and n.has_weight and n.node not in plan.kept.nodes for n in plan.nodes):
+        return Repairs()
     best, judged = judge.race(candidates(), checks)
     if not judged:
-        return ""
-    most, *others = (one.typical_db for one in judged)
-    seen = f"{len(judged[best].each_db)} samples that were not learned from"
+        return Repairs()
+    seen = f"{len(judged[1].each_db)} samples that were not learned from"
     if best == 0:
-        return f"no repair was kept: {most:.1f} dB before, {max(others):.1f} dB after, on {seen}"
-    before, after = _together(judged[0], judged[best])
+        return Repairs({}, f"no repair was kept: {_figures(*(one.typical_db for one in judged))}, on {seen}")
+    before, after = _together(*judged)
     if after < before:
-        return f"no repair was kept: {before:.1f} dB before, {after:.1f} dB after, over {seen}, all together"
-    name = list(ways)[best - 1]
-    ApplyRepairs(found[name]).run(model)
-    edit.remove_unused(model)
-    return f"{name}: {most:.1f} dB before, {others[best - 1]:.1f} dB after, on {seen}{_in_blocks(found[name])}"
+        return Repairs({}, f"no repair was kept: {_figures(before, after)}, over {seen}, all together")
+    return Repairs(found[0], f"biases were corrected: {_figures(*(one.typical_db for one in judged))}, on {seen}")
+
+
+def _figures(before: float, after: float) -> str:
+    return f"{before:.1f} dB before, {after:.1f} dB after"
 
 
 def _together(one: CandidateError, other: CandidateError) -> tuple[float, float]:
@@ -196,13 +235,3 @@ def _together(one: CandidateError, other: CandidateError) -> tuple[float, float]
     count = min(len(one.samples), len(other.samples))
     first, second = (CandidateError(found.samples[:count]).balanced_db for found in (one, other))
     return first, second
-
-
-def _in_blocks(repairs: Mapping[str, Repair]) -> str:
-    """Which layers were too wide to be rounded as a whole, in words; empty for none."""
-    wide = [node for node, repair in repairs.items() if repair.blocks > 1]
-    if not wide:
-        return ""
-    named = f"{wide[0]!r}" if len(wide) == 1 else f"{wide[0]!r} and {len(wide) - 1} more"
-    blocks = max(repairs[node].blocks for node in wide)
-    return f"; inputs of {named} were rounded in up to {blocks} blocks: all second moments exceed the memory budget"

@@ -47,6 +47,7 @@ _MOST_ROUNDS = 100
 _SECONDS = 0.08  # of each model that is profiled or timed
 _QUANTILE = 0.2
 _FEEDS = 2
+_NOT_TIMED = ("effort", "equalize", "look")  # fields of a recipe that change no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def place_by_time(
     quantized = [n.node for n in plan.nodes if n.how in (STATIC, DYNAMIC)]
     name, found = "", None
     if gathered.key:
-        name = placement_cache.key(gathered.key, json.dumps(recipe.to_dict(), sort_keys=True), str(threads))
+        asked = {field: value for field, value in recipe.to_dict().items() if field not in _NOT_TIMED}
+        name = placement_cache.key(gathered.key, json.dumps(asked, sort_keys=True), str(threads))
         found = placement_cache.load(name, quantized)
     forms = _Forms(prepared, evidence)
     if found is None:

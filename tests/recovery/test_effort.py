@@ -21,7 +21,7 @@ from onnxshot.errors import UsageError
 from onnxshot.execution.candidate_race import Judge
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.maths.sqnr import SqnrSum
-from onnxshot.recovery import improver, layer_reconstruction, plan_candidates, range_search
+from onnxshot.recovery import further_steps, layer_reconstruction, plan_candidates, range_search
 from onnxshot.recovery.layer_reconstruction import Repair
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_runtime import Runner
@@ -97,12 +97,58 @@ def harmful(reference: Any, candidate: LeanModel, layers: list[str], *_: Any, **
 @pytest.mark.parametrize("kind", ["balanced", "best"])
 def test_a_repair_that_makes_it_worse_is_not_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_candidates, "reconstruct", harmful)
+    monkeypatch.setattr(further_steps, "refine_ranges", lambda model, plan, evidence, *_, **__: evidence)
     result = made("digits_mobile", 16, effort=kind)
     (note,) = [n for n in result.report.notes if "dB before" in n]
     assert note.startswith("no repair was kept: ")
-    monkeypatch.setattr(plan_candidates, "repaired", lambda *_: "")
+    monkeypatch.setattr(plan_candidates, "reconstruct", lambda *_, **__: {})
     unrepaired = made("digits_mobile", 16, effort=kind)
     assert weights_of(result) == weights_of(unrepaired)
+
+
+def spoiled_ranges(model: Any, plan: Any, evidence: Any, *_: Any, **__: Any) -> Any:
+    """The loudest tensors clipped to a tenth."""
+    chosen = {key: replace(one, low=one.low / 10, high=one.high / 10) for key, one in evidence.chosen.items()}
+    return replace(evidence, chosen=chosen)
+
+
+def test_steps_of_best_that_do_not_help_leave_the_result_of_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    balanced = made("digits_mobile", 64, effort="balanced")
+    real = plan_candidates.reconstruct
+
+    def rounds_badly(*args: Any, rounding: bool, **rest: Any) -> dict[str, Repair]:
+        return harmful(*args) if rounding else real(*args, rounding=rounding, **rest)
+
+    monkeypatch.setattr(plan_candidates, "reconstruct", rounds_badly)
+    monkeypatch.setattr(further_steps, "refine_ranges", spoiled_ranges)
+    best = made("digits_mobile", 64, effort="best")
+    assert weights_of(best) == weights_of(balanced)
+    (note,) = [n for n in best.report.notes if "dB before" in n]
+    assert note.startswith("biases were corrected: ")
+    assert "weights were not rounded again: " in note
+    assert not [n for n in best.report.notes if "chosen by the error" in n]
+
+
+def test_a_step_must_gain_on_a_typical_sample_and_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged by the mean of both gains, and neither may lose half a dB."""
+    before = CandidateError(tuple({"y": SqnrSum(10.0, n)} for n in (0.01, 0.01, 0.02)))
+    cases = {
+        True: [(0.005, 0.005, 0.0205), (0.009, 0.009, 0.018)],
+        False: [(0.001, 0.001, 0.2), (0.00999, 0.00999, 0.02), (0.02, 0.02, 0.01)],
+    }
+    monkeypatch.setattr(further_steps, "with_repairs", lambda model, found: model)
+    for better, rows in cases.items():
+        for row in rows:
+            after = CandidateError(tuple({"y": SqnrSum(10.0, n)} for n in row))
+
+            class Measured:
+                def measure(self, *_: Any, after: CandidateError = after) -> list[CandidateError]:
+                    return [before, after]
+
+            steps: Any = further_steps.FurtherSteps(Measured(), [], [0, 1, 2], None, FAST)  # type: ignore[arg-type]
+            found, said = steps._compared((None, {}), (None, {}))
+            assert found is better, row
+            assert said.endswith("on 3 samples that were not learned from")
 
 
 def test_a_repair_that_harms_the_worst_samples_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +181,14 @@ def test_of_two_repairs_the_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
         notes = made("digits_mobile", 64, effort="best").report.notes
         kept[bad] = next(n for n in notes if "dB before" in n)
     assert kept[True].startswith(("biases were corrected: ", "no repair was kept: "))
-    before, after = (float(figure) for figure in re.findall(r"([\d.]+) dB", kept[True]))
+    before, after = (float(figure) for figure in re.findall(r"([\d.]+) dB", kept[True])[:2])
     assert abs(after - before) < 3.0, "the harmful one is 10 dB worse"
     assert kept[False].startswith("weights were rounded again, layer by layer: ")
 
 
 def test_a_model_over_the_budget_is_not_refined_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(range_search, "_WEIGHTS", 1 << 40)
-    monkeypatch.setattr(improver, "refine_ranges", None)  # would fail if it was called
+    monkeypatch.setattr(further_steps, "refine_ranges", None)  # would fail if it was called
     monkeypatch.setattr(layer_reconstruction, "_WEIGHT_ROWS", 512)
     notes = made("digits_mobile", 16, effort="best").report.notes
     (note,) = [n for n in notes if "ranges were not refined" in n]
@@ -156,7 +202,7 @@ def test_equalized_channels_that_make_it_worse_are_not_kept(monkeypatch: pytest.
         bias.values = bias.values + 5
         return copy, {}
 
-    monkeypatch.setattr(plan_candidates, "repaired", lambda *_: "")
+    monkeypatch.setattr(plan_candidates, "reconstruct", lambda *_, **__: {})
     monkeypatch.setattr(plan_candidates, "equalized", lambda *_: None)
     plain = made("digits_mobile", 16, effort="balanced")
     monkeypatch.setattr(plan_candidates, "equalized", spoiled)

@@ -10,7 +10,7 @@ from planned_models import run, small
 from planned_models import sqnr as sqnr_of
 
 from onnxshot.api.quantize import quantize
-from onnxshot.recovery import improver
+from onnxshot.recovery import further_steps
 from onnxshot.settings import Settings
 
 QUICK = Settings(use_cache=False, threads=1, bench_seconds=0.01, search_seconds=0)
@@ -112,7 +112,7 @@ def test_ranges_are_refined_of_what_the_look_left_in_int8(
         seen.append({node.node: node.how for node in plan.nodes})
         return evidence
 
-    monkeypatch.setattr(improver, "refine_ranges", refined)
+    monkeypatch.setattr(further_steps, "refine_ranges", refined)
     result = made(spectrum(), tmp_path, effort="best")
     (kept,) = [row for row in result.report.look if row["kept"]]
     assert "front end" in kept["group"]
