@@ -109,12 +109,13 @@ class Alternatives:
             self._others.attempt(recipe, self._words_of(recipe))
         taken = self._others.best()
         report.tried = [one.row for one in self._others.found]
-        if taken is None or taken.made is None:
+        result = None if taken is None else self._others.in_full(taken)
+        if taken is None or result is None:
             if inaccurate:
                 report.notes.append(f"nothing above the floor is as fast as the input: {self._count}")
             return None
         made.model.check_files()  # the other result was made of the files anew
-        kept = taken.made.report
+        kept = result.report
         kept.tried = [row_of(report, self.written_bytes, AS_ASKED)]
         kept.tried += [{**one.row, "taken": True} if one is taken else one.row for one in self._others.found]
         kept.timings = {**report.timings, **kept.timings}
@@ -125,7 +126,7 @@ class Alternatives:
             f"the result {AS_ASKED} was {why}; taken is: {taken.row['options']} ({self._count}; --search-time 0 keeps "
             "what was asked for)"
         )
-        return taken.made
+        return result
 
     @property
     def _count(self) -> str:

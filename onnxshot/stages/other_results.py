@@ -127,10 +127,20 @@ class OtherResults:
             one.made = one.made if one is best else None
         return self.found[-1]
 
+    def in_full(self, one: Tried) -> Quantized | None:
+        """The result of one that was tried, with all that its effort asks for; None once another one is better."""
+        if one.made is None or _quick(one.recipe) == one.recipe:
+            return one.made
+        try:
+            prepared = prepare_model(self.made.prepared.source, one.recipe, self.made.prepared.settings)
+            return make_quantized(prepared, self.made.samples, self.made.reference)
+        except OnnxshotError:
+            return one.made
+
     def _measured(self, recipe: Recipe, folder: Path) -> Quantized | None:
         path, reference, samples = folder / "other.onnx", self.judged.reference, self.judged.samples
         settings = replace(self.made.prepared.settings, progress=None)
-        prepared = prepare_model(self.made.prepared.source, recipe, settings)
+        prepared = prepare_model(self.made.prepared.source, _quick(recipe), settings)
         if not _plans_any(prepared):
             return None
         other = make_quantized(prepared, self.made.samples, self.made.reference)
@@ -149,6 +159,11 @@ class OtherResults:
         report.input_bytes = given
         report.outputs = [Artifact(path.name, self.made.prepared.target.name, "onnx", size)]
         return other
+
+
+def _quick(recipe: Recipe) -> Recipe:
+    """The recipe that is tried for another: "best" takes several times as long, and is no worse than "balanced"."""
+    return replace(recipe, effort="balanced") if recipe.effort == "best" else recipe
 
 
 def _db(report: Report) -> float:

@@ -14,7 +14,7 @@ import onnxshot
 from onnxshot.report.advice import FLOOR_DB
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.product_speed import ProductSpeed
-from onnxshot.stages import alternatives
+from onnxshot.stages import alternatives, other_results
 
 SEARCHING = replace(PROVEN, search_seconds=None)
 
@@ -68,6 +68,30 @@ def test_below_the_floor_the_run_goes_on_to_what_is_above_it(tmp_path: Path, mon
     assert any("not accurate enough; taken is" in note for note in report.notes)
     assert any(node.how != "float" for node in report.graph), "as much as possible stays quantized"
     assert len(report.notes) == len(set(report.notes))
+
+
+def test_others_are_tried_with_the_default_effort_and_what_is_taken_is_made_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, 2.0)
+    efforts: list[str] = []
+    real = other_results.make_quantized
+
+    def makes(prepared: Any, *rest: Any) -> Any:
+        efforts.append(prepared.recipe.effort)
+        return real(prepared, *rest)
+
+    monkeypatch.setattr(other_results, "make_quantized", makes)
+    proto, data, asked = inaccurate()
+    asked |= {"effort": "best", "equalize": False, "smooth": False, "look": False}
+    report = onnxshot.quantize(proto, data, output=tmp_path / "q.onnx", **asked).report
+    assert [row for row in report.tried if row.get("taken")]
+    assert set(efforts[:-1]) == {"balanced"}
+    assert efforts[-1] == "best"
+    assert report.recipe["effort"] == "best"
+    truly = sqnr(outputs(proto, data[12:]), outputs(tmp_path / "q.onnx", data[12:]))
+    assert report.sqnr_db == pytest.approx(truly, abs=0.01)
+    assert truly > FLOOR_DB
 
 
 def test_what_was_taken_is_made_again_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
