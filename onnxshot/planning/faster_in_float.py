@@ -36,12 +36,14 @@ class Placement:
         planned: microseconds of the kernels of the model as planned.
         placed: microseconds with those nodes in float, as predicted.
         all_float: microseconds of the kernels of the float model.
+        saved: label of each quantized node -> microseconds that int8 saves there; negative where float is faster.
     """
 
     floats: tuple[str, ...]
     planned: float
     placed: float
     all_float: float
+    saved: Mapping[str, float] = field(default_factory=dict)
 
 
 def faster_in_float(
@@ -119,9 +121,14 @@ class _Parts:
         every, total = sum(cost[part, _PLANNED] for part in planned), self._taken(quantized)
         # Splits that all parts as planned pay: tensors that no int8 node makes.
         every += sum(taken for parts, taken in splits if len({part in planned for part in parts}) > 1)
+        saved = {
+            node.label: (cost[part, _FLOAT] - cost[part, _PLANNED]) / len(nodes)
+            for part, nodes in planned.items()
+            for node in nodes
+        }
         return Placement(
             tuple(node.label for node in self._nodes if node in floats), total, total - every + placed,
-            self._taken(in_float),
+            self._taken(in_float), saved,
         )  # fmt: skip
 
     def _splits(

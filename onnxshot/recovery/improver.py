@@ -12,6 +12,7 @@ from onnxshot.calibration.sample_parts import TrialSamples, evenly, trial_sample
 from onnxshot.calibration.stats import TensorStats, merged
 from onnxshot.execution.candidate_race import CandidateError, Judge
 from onnxshot.execution.observed_tensors import missing_in
+from onnxshot.execution.placement_cache import Decision
 from onnxshot.execution.statistics_source import RunStatistics, after_scaling, from_data
 from onnxshot.graph import Model
 from onnxshot.graph.copies import copy_of
@@ -152,8 +153,12 @@ class Improver:
             self._settled = self._further_steps().ranged(replace(best, repairs=repairs), made, recipe)
             return self._settled
 
-    def look(self, best: Candidate) -> tuple[Candidate, Look]:
+    def look(self, best: Candidate, times: Decision | None = None) -> tuple[Candidate, Look]:
         """Put the groups of nodes back to float whose int8 costs the outputs more than it saves time.
+
+        Args:
+            best: the candidate with the plan to look at.
+            times: of its kernels, where they were measured.
 
         Returns:
             The candidate with its plan, and what was found.
@@ -167,7 +172,7 @@ class Improver:
             found = Looker(
                 best.model, best.plan, recipe, lambda other: self._planned(best.model, other, best.evidence),
                 self.target, self._judge, self.choosing, len(self.gathered.calibrated), forced,
-                self.settings,
+                self.settings, times,
             ).look()  # fmt: skip
             if not found.layers:
                 return best, found

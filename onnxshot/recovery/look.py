@@ -2,8 +2,9 @@
 
 The error of a tensor does not tell whether it matters. So groups of nodes (`planning/groups.py`) are put back to float
 one at a time, on a few samples, and what the outputs gain is measured. Groups that cause much of the error are split,
-to find the part that causes it, and joined. What this costs in time is measured last, for the few candidates that
-gain, in turns with the plan as it is. A candidate is kept if it gains more than it costs.
+to find the part that causes it, and joined. What this costs in time follows from the times of kernels, where those
+were measured. The few candidates that seem to gain more than they cost are timed in turns with the plan as it is. One
+is kept if it does.
 
 Weights of a group in float are stored in 8 bits where the target has such a form, so that the file stays small. Those
 of a front end are not: they are often a fixed transform, whose small coefficients count behind a Log. Nor are those
@@ -17,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from onnxshot import memory
 from onnxshot.errors import OnnxshotError
 from onnxshot.execution.candidate_race import CandidateError, Judge, candidate_of
+from onnxshot.execution.placement_cache import Decision
 from onnxshot.graph import Model
 from onnxshot.graph.copies import copy_of
 from onnxshot.graph.lean_model import LeanModel
@@ -51,6 +54,7 @@ _DB_PER_PERCENT = 1.0  # least gain for each percent of time
 _LOW_DB = 18.0  # below it, accuracy is scarce,
 _LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
 _TIMED = 2  # candidates
+_BORDERS = 0.8  # of the time by kernels: a rough estimate refuses only what is clearly too slow
 _ROUNDS, _SECONDS = 16, 0.15  # of timing, at most
 _FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case,
 _FEWEST_IN_PARTS = 16  # and of models that run in parts
@@ -108,6 +112,7 @@ class Looker:
         calibrated: number of samples that were calibrated on.
         forced: labels of nodes that were asked for by name; they stay as they are.
         settings: threads.
+        kernels: times of the kernels of the plan and of the float model, where they were measured.
     """
 
     model: Model
@@ -120,6 +125,7 @@ class Looker:
     calibrated: int
     forced: Set[str]
     settings: Settings
+    kernels: Decision | None = None
     _patterns: dict[str, str] = field(init=False)
     _makes: dict[str, str] = field(init=False)
     _plain: LeanModel = field(init=False)
@@ -131,6 +137,7 @@ class Looker:
     _inferences: int = field(init=False, default=0)
     _base_ms: float = field(init=False, default=0.0)
     _float_time: float = field(init=False, default=1.0)
+    _work: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._patterns = exact_patterns(self.model)
@@ -143,6 +150,9 @@ class Looker:
         count = _SAMPLES // 2 if few else _SAMPLES
         self._others_to_see = self.numbers[count : 3 * count]
         self.numbers = self.numbers[:count]
+        if self.numbers and (self.kernels is None or not self.kernels.saved):
+            work = by_label(sizes_on(self.model, self.judge.samples[self.numbers[0]].feed).work(self.model))
+            self._work = {label: macs / (sum(work.values()) or 1) for label, macs in work.items()}
 
     def look(self) -> Look:
         """Measure, and return what is to be changed."""
@@ -162,7 +172,8 @@ class Looker:
         joined = [causes[0]] if causes else []
         for one in causes[1:]:
             joined.append(joined[-1].joined(one))
-        self._measured([*joined[1:], *self._others(causes)])
+        may_pay = [one for one in joined[1:] if self._expected(one, self._most_gain) >= _LEAST_GAIN_DB]
+        self._measured([*may_pay, *self._others(causes)])
         best = self._confirmed(self._best(nothing))
         return Look(
             self._rules(best) if best.groups else {}, tuple(self._rows(best)), self._note(best, nothing),
@@ -260,25 +271,33 @@ class Looker:
         """Share 0..1 of the noise that goes with this part; negative where noise is added."""
         return 1.0 - float(10 ** (-self._gain(one) / 10)) if one in self._found else 0.0
 
+    @property
+    def _most_gain(self) -> float:
+        """Most dB that a candidate is credited with."""
+        return ENOUGH_DB + 5.0 - self._db(_Part(()))
+
+    def _worth(self, gain: float, percent: float) -> float:
+        """dB of a gain beyond what its percent of time cost."""
+        rate = _LOW_DB_PER_PERCENT if self._db(_Part(())) < _LOW_DB else _DB_PER_PERCENT
+        return min(gain, self._most_gain) - rate * max(percent - 100 * NOISE, 0.0)
+
+    def _expected(self, one: _Part, gain: float) -> float:
+        """As `_worth`, with the time that the kernels took; without, as if int8 halved that of all products."""
+        if self.kernels is not None and self.kernels.saved:
+            return self._worth(gain, _BORDERS * self.kernels.percent(one.nodes))
+        return self._worth(gain, 100 * sum(self._work.get(label, 0.0) for label in one.nodes))
+
     def _best(self, nothing: _Part) -> _Part:
         """The candidate that gains most beyond what its time costs."""
-        rate = _LOW_DB_PER_PERCENT if self._db(nothing) < _LOW_DB else _DB_PER_PERCENT
-        work = by_label(sizes_on(self.model, self.judge.samples[self.numbers[0]].feed).work(self.model))
-        total = sum(work.values()) or 1
-
-        def worth(one: _Part, percent: float) -> float:
-            lost = max(percent - 100 * NOISE, 0.0)
-            return min(self._gain(one), ENOUGH_DB + 5.0 - self._db(nothing)) - rate * lost
-
-        def expected(one: _Part) -> float:
-            """As `worth`, as if int8 halved the time of all multiply-accumulates."""
-            return worth(one, 100 * sum(work.get(label, 0) for label in one.nodes) / total)
-
-        gains = [one for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB]
-        tried = [one for one in gains if self._quantizes(one)]
-        tried = sorted(tried, key=expected, reverse=True)[:_TIMED]
+        gains = {one: self._gain(one) for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB}
+        expected = {one: self._expected(one, gain) for one, gain in gains.items()}
+        may_pay = sorted((one for one in gains if expected[one] >= _LEAST_GAIN_DB), key=expected.__getitem__)
+        tried = list(islice(filter(self._quantizes, reversed(may_pay)), _TIMED))
         self._time(tried)
-        found = {one: worth(one, self._percent(one)) if one in self._times else expected(one) for one in tried}
+        found = {
+            one: self._worth(self._gain(one), self._percent(one)) if one in self._times else expected[one]
+            for one in tried
+        }
         return max([one for one in tried if found[one] >= _LEAST_GAIN_DB], key=found.__getitem__, default=nothing)
 
     def _confirmed(self, best: _Part) -> _Part:

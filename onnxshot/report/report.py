@@ -161,12 +161,12 @@ class Report:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Record in `timings` how long the block takes. What it freed goes back to the system."""
+        """Add the time that the block takes to its stage in `timings`. What it freed goes back to the system."""
         start = time.perf_counter()
         with doing(stage):
             yield
         memory.release()
-        self.timings[stage] = time.perf_counter() - start
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, including its `verdict`; floats are rounded."""

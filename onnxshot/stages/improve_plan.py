@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from onnxshot.execution.placement_cache import Decision
 from onnxshot.execution.statistics_source import RunStatistics
 from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
@@ -69,6 +70,7 @@ def improve_plan(
     reference: Reference | None,
     timed: Timed = untimed,
     evidence: Evidence | None = None,
+    times: Decision | None = None,
 ) -> FinalPlan:
     """Choose scales from the statistics, then keep what measurably brings the outputs closer to the reference.
 
@@ -80,6 +82,7 @@ def improve_plan(
         reference: the model that outputs are compared with.
         timed: measures the time of each trial.
         evidence: of the statistics, where it is known: it keeps the ranges that were chosen.
+        times: of the kernels, where they were measured.
     """
     model, recipe = prepared.model, prepared.recipe
     if gathered is None:
@@ -96,7 +99,7 @@ def improve_plan(
         model, reference.model, prepared.target, recipe, prepared.settings, prepared.trained, samples.data, gathered,
         timed,
     )  # fmt: skip
-    best, found = improver.look(improver.best(plan, evidence))
+    best, found = improver.look(improver.best(plan, evidence), times)
     best = improver.refine(best)
     improver.release()
     decided = replace(

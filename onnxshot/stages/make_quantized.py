@@ -122,7 +122,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         gathered = observe(prepared, plan, samples, report.timed)
         evidence = Evidence({} if gathered is None else gathered.statistics.tensors)
 
-    final = improve_plan(prepared, plan, gathered, samples, reference, report.timed, evidence)
+    final = improve_plan(prepared, plan, gathered, samples, reference, report.timed, evidence, placed.times)
     final = round_weights(final, samples, report.timed)
     gathered = final.gathered or gathered
     report.notes += final.notes

@@ -58,10 +58,12 @@ class Placed:
         prepared: the model, with the recipe to go on with. Where nodes go to float, it is prepared from the start, as
             in a replay: normalizing depends on what is quantized.
         row: what was found, as the report tells it; empty where nothing changed.
+        times: what was measured; None where nothing was.
     """
 
     prepared: Prepared
     row: Mapping[str, Any] = field(default_factory=dict)
+    times: Decision | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -106,7 +108,7 @@ def place_by_time(
         if name:
             placement_cache.store(name, found)
     if not found.floats:
-        return Placed(settled)
+        return Placed(settled, times=found)
     row = {
         "floats": len(found.floats), "of": len(quantized), "float_us": found.in_float, "int8_us": found.in_int8,
         "gain": found.gain,
@@ -117,7 +119,7 @@ def place_by_time(
         again.plan()
     except UsageError:  # a node has another name where fewer nodes are quantized
         return Placed(settled)
-    return Placed(again, row)
+    return Placed(again, row, found)
 
 
 def _wanted(prepared: Prepared, plan: Plan, gathered: RunStatistics | None, samples: Samples) -> bool:
@@ -170,7 +172,7 @@ def _fastest(forms: _Forms, feeds: Sequence[Feed], threads: int) -> Decision:
         return Decision()
     forced = forms.forced()
     found = faster_in_float(model, plan, in_float, in_int8, border_times(threads), forced)
-    same = Decision((), found.all_float, found.planned)
+    same = Decision((), found.all_float, found.planned, saved=found.saved)
     if found.planned < _SHORTEST_US:
         return same
     tried: list[tuple[str, ...]] = [()]

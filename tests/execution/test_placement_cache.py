@@ -20,11 +20,17 @@ def file_of(name: str, tmp_path: Path) -> Path:
 
 
 def test_a_decision_comes_back() -> None:
-    name, one = cache.key("model", "recipe"), Decision(("a", "b"), 10.0, 12.5, 1.2)
+    name, one = cache.key("model", "recipe"), Decision(("a", "b"), 10.0, 12.5, 1.2, {"a": -0.5, "c": 3.0})
     assert cache.load(name, ("a", "b", "c")) is None
     cache.store(name, one)
     assert cache.load(name, ("a", "b", "c")) == one
     assert cache.key("model", "recipe") == name != cache.key("model", "other")
+
+
+def test_the_time_of_nodes_in_float_is_told_from_that_of_kernels() -> None:
+    one = Decision((), 30.0, 20.0, saved={"a": -1.0, "b": 5.0})
+    assert one.percent(("a", "b", "unknown")) == pytest.approx(100 * 4 / 20)
+    assert Decision().percent(("a",)) == 0.0
 
 
 def test_one_about_other_nodes_is_none() -> None:
@@ -36,7 +42,8 @@ def test_one_about_other_nodes_is_none() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", '{"floats": 3}', "[" * 100_000, json.dumps({"floats": [1], "in_float": 0}),
-     json.dumps({"floats": [[]], "in_float": 0, "in_int8": 0, "gain": 1}), "x" * (2 << 20)],
+     json.dumps({"floats": [[]], "in_float": 0, "in_int8": 0, "gain": 1, "saved": {}}),
+     json.dumps({"floats": [], "in_float": 0, "in_int8": 0, "gain": 1, "saved": 3}), "x" * (2 << 20)],
 )  # fmt: skip
 def test_a_damaged_file_is_none(text: str, tmp_path: Path) -> None:
     name = cache.key("model")

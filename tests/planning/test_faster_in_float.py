@@ -75,6 +75,8 @@ def test_the_choice_is_the_cheapest_of_all(seed: int) -> None:
     assert found.placed == pytest.approx(cheapest(in_float, in_int8))
     assert found.planned == pytest.approx(sum(in_int8.values()) + 2)
     assert found.all_float == pytest.approx(sum(in_float.values()))
+    assert sum(found.saved.values()) == pytest.approx(sum(in_float.values()) - sum(in_int8.values()) - 1)  # the last DQ
+    assert found.saved["b"] == pytest.approx(in_float["b"] - in_int8["b"])
 
 
 def test_equal_times_are_float_and_forced_nodes_stay() -> None:

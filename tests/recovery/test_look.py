@@ -10,7 +10,8 @@ from planned_models import run, small
 from planned_models import sqnr as sqnr_of
 
 from onnxshot.api.quantize import quantize
-from onnxshot.recovery import further_steps
+from onnxshot.execution.placement_cache import Decision
+from onnxshot.recovery import further_steps, improver, look
 from onnxshot.settings import Settings
 
 QUICK = Settings(use_cache=False, threads=1, bench_seconds=0.01, search_seconds=0)
@@ -122,3 +123,23 @@ def test_ranges_are_refined_of_what_the_look_left_in_int8(
     assert {name for name, how in plan.items() if how == "static"} == static
     recorded = {p.key: p.value for p in result.model.to_proto().metadata_props}["onnxshot.recipe"]
     assert len(json.loads(recorded)["layers"]) == kept["nodes"]
+
+
+def test_kernels_rule_out_what_is_clearly_too_slow_without_timing_it(
+    looked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = [row for row in looked.report.look if row["kept"]]
+    labels = [node.node for node in looked.plan.nodes]
+    slow = Decision((), 1e5, 100.0, saved=dict.fromkeys(labels, 1000.0))  # each node takes ten times all the rest
+    timed = []
+    real = improver.Looker
+
+    def with_times(*given: Any) -> Any:
+        return real(*given[:-1], slow)
+
+    monkeypatch.setattr(improver, "Looker", with_times)
+    monkeypatch.setattr(look, "bench", lambda *_, **__: timed.append(1) or [])
+    found = made(spectrum(), tmp_path).report.look
+    gain = {row["group"]: row["gain_db"] for row in found}
+    assert gain[kept["group"]] == pytest.approx(kept["gain_db"])
+    assert not timed and not any(row["kept"] for row in found)
