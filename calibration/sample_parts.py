@@ -7,7 +7,8 @@ ranging     The rest. Those that the calibration pass runs until ranges have set
             such as corrected biases, are learned from calibrated samples first.
 
 Samples of the rest that nothing was taken from choose too. Ranges that had not settled, and those of a changed model,
-are completed with the choosing samples once everything has been chosen.
+are completed with the choosing samples once everything has been chosen. So are the maxima of channels that inputs of
+dynamic products are smoothed by.
 
 Fewer than 3 * LEAST_CHOOSING samples beside the held-out ones are too few to part: ranges need them all. Trials then
 run on the samples that ranges come from. They choose among ranges and small changes only, as fewer than 12 calibrated

@@ -231,10 +231,12 @@ class Improver:
     def _completed(self, best: Candidate) -> Candidate:
         """Let ranges cover the samples that the candidate was chosen on too, where those so far may be too narrow.
 
-        They may be where the ranges of the given model had not settled, and where the model was changed.
+        They may be where the ranges of the given model had not settled, and where the model was changed. Dynamic
+        products have no ranges, but factors that follow from the maxima of channels.
         """
         numbers, changed = self.gathered.choosing, best.equalized or best.smoothed
-        if not numbers or not best.plan.params or (self.gathered.settled and not changed):
+        observed = best.plan.params or best.plan.smoothing
+        if not numbers or not observed or (self.gathered.settled and not changed):
             return best
         with self.timed("calibrate"):
             recipe, data = self._recipe_of(best), self.data.subset(numbers)

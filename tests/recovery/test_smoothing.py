@@ -14,10 +14,11 @@ from planned_models import FAST, initializers, maker, nodes_of, normalized, plan
 
 import onnxshot
 from onnxshot.calibration.readers import Sample
+from onnxshot.calibration.sample_parts import parts_of
 from onnxshot.errors import UsageError
 from onnxshot.graph import weights
 from onnxshot.maths.affine import INT8, UINT8, PerChannel, PerTensor, QuantScheme
-from onnxshot.maths.smoothquant import Rows, search_smoothing, smoothing_factors
+from onnxshot.maths.smoothquant import STRENGTHS, Rows, search_smoothing, smoothing_factors
 from onnxshot.passes.apply_smoothquant import ApplySmoothQuant
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.plan import DYNAMIC, STATIC, Plan
@@ -367,6 +368,28 @@ def test_dynamic_products_have_their_strength_searched_too() -> None:
     w_absmax = np.max([np.abs(np.asarray(weights.read(t))).max(axis=1) for t in tables], axis=0)
     x_absmax = np.asarray(given.stats[name].channel_absmax, np.float32)
     np.testing.assert_array_equal(searched.smoothing[name], smoothing_factors(x_absmax, w_absmax, found[name]))
+
+
+def test_dynamic_products_are_divided_by_maxima_of_the_samples_that_chose_too() -> None:
+    """A channel that is loud in choosing samples alone is divided as much as if ranges had come from all samples."""
+    case = encoder(10.0)
+    parts = parts_of(len(case.feeds))
+    loudest = parts.choosing[-1]
+    case.feeds[loudest]["x"] *= np.where(np.arange(K) == 7, 50, 1).astype(np.float32)
+    result, _ = done(case, include=())
+    assert result.report.samples["calibration"] == len(parts.ranging) + len(parts.choosing)
+    name, factors = next(iter(result.plan.smoothing.items()))
+    ready, plan = planned(case, calibrate=True)
+    ours = sorted([*parts.ranging, *parts.choosing])
+    ranged, every = (
+        np.asarray(statistics(ready, [name], [case.feeds[i] for i in some], [name])[name].channel_absmax)
+        for some in (parts.ranging, ours)
+    )
+    assert every[7] > 1.2 * ranged[7]
+    tables = [n.inputs[1] for t, ns in readers_of(ready, plan, DYNAMIC).items() if t.name == name for n in ns]
+    w_absmax = np.max([np.abs(np.asarray(weights.read(t))).max(axis=1) for t in tables], axis=0)
+    tried = [smoothing_factors(every.astype(np.float32), w_absmax, s) for s in STRENGTHS]
+    assert min(float(np.abs(np.log(one / factors)).max()) for one in tried) < 1e-3
 
 
 def test_statistics_of_more_samples_count() -> None:
