@@ -32,7 +32,10 @@ OWN: dict[str, dict[str, Any]] = {  # name -> fields of the recipe
     "onnxshot, no equalization": {"equalize": False},
     "onnxshot, dynamic": {"mode": "dynamic"},
     "onnxshot, best": {"effort": "best"},
+    "onnxshot, no search": {},
+    "onnxshot, no look, no search": {"look": False},
 }
+OPTIONS = {way: ["--search-time", "0"] for way in OWN if way.endswith(", no search")}  # else none
 PEERS = {  # name -> (package, what to pass to fresh_models_peer.py)
     "onnxruntime, minmax": ("onnxruntime", "static-minmax"),
     "onnxruntime, percentile": ("onnxruntime", "static-percentile"),
@@ -101,7 +104,7 @@ def made_by(way: str, entry: Path, folder: Path, pythons: dict[str, str]) -> dic
                 recipe = out.with_suffix(".given.yaml")
                 recipe.write_text(json.dumps(OWN[way]))  # JSON is YAML
                 command += ["--recipe", str(recipe)]
-            took = cost([*command, "--threads", "1", "--no-cache", "--json"])
+            took = cost([*command, *OPTIONS.get(way, ()), "--threads", "1", "--no-cache", "--json"])
             report = json.loads(took.output)
             return {
                 "cpu_s": took.cpu,

@@ -19,7 +19,6 @@ import onnxshot
 from onnxshot.calibration.batches import batched
 from onnxshot.graph.save import write
 from onnxshot.planning.groups import PlanGroup
-from onnxshot.planning.plan import STORED
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_bench import bench
 from onnxshot.search.goal import Goal, Judge
@@ -57,17 +56,20 @@ def row(folder: Path, db: float, most: int) -> str:
         with workbench(model, calib, recipe=Recipe(), settings=settings) as made:
             judge = Judge(goal, model, batched(made.held_out, made.prepared.fixed_shapes.inputs), settings)
             trials = made.trials(lambda _: 0.0, lambda: None)
+            trials.choose_samples()
+            trials.settle(db)
             groups = _joined(trials.groups(), most)
+            form = trials.in_float
             reached, base, count = [], 0.0, 0
             for number in range(len(groups) + 1):
                 for subset in itertools.combinations(groups, number):
-                    forms = frozenset((label, STORED) for group in subset for label in group.nodes)
+                    forms = frozenset((label, form) for group in subset for label in group.nodes)
                     path = Path(place) / f"{count}.onnx"
                     write(made.build(trials.recipe_of(forms)), path)
                     reaches, count = judge.measure(path, ()).sqnr_db, count + 1
                     base = base if subset else reaches
                     if reaches >= db:
-                        reached.append((sum(trials.milliseconds(group, STORED) for group in subset), reaches, path))
+                        reached.append((sum(trials.milliseconds(group, form) for group in subset), reaches, path))
                     else:
                         path.unlink()
             reached.sort(key=lambda one: one[0])

@@ -28,6 +28,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.model import data_suffix
 from onnxshot.planning.block_schemes import bits_of
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.report.findings import float_in_effect
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
@@ -131,6 +132,8 @@ def tune(
         if found.latency_ms is not None:
             found = replace(found, latency_ms=judge.latency_ms(written, times=TIMES))
     missed = {**goal.missed(found), **outcome.missed}
+    if goal.wants_accuracy and not missed and (text := float_in_effect(asdict(result.report))):
+        missed["quantized"] = f"only the float model reaches it: {text}"
     result.report.goal = {
         **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k not in ("exclude", "levels")},
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,

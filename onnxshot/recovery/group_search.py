@@ -4,7 +4,9 @@
 2. The cheapest mix that should reach the goal is found exactly, by the times of its kernels, and measured. If it falls
    short, the prediction is corrected by what was measured, and the next mix is tried.
 3. Once the goal is reached, the group that costs most is split in two, until splitting brings nothing.
+4. Where trials measure on all samples, groups that the goal does not need return to the form they are planned in.
 
+A group in another form also costs the changes between int8 and float around it, which the times of kernels do not hold.
 Of mixes that take the same time, the most accurate one is chosen. The number of measurements is bounded.
 """
 
@@ -21,8 +23,17 @@ from onnxshot.planning.plan import FLOAT, STORED
 Forms = frozenset[tuple[str, str]]
 """The nodes that leave the form they are planned in: (label, new form)."""
 
+Moves = tuple[tuple[PlanGroup, str], ...]
+"""Groups that leave the form they are planned in, and their new forms."""
+
 SAME = 0.02
 """Relative difference in time that counts as none."""
+BORDER = 0.005
+"""What the changes around a group in another form take, as a share of the time of the model: a guess, and a low one.
+
+Without it, groups would move for differences in time and noise that say nothing.
+"""
+_SPARE_DB = 0.5  # above the goal: with less, no group is returned
 _STATES = 512  # mixes of the first groups that are kept while the next one is added
 _LEAST = 0.01  # of the noise with a group in 8 bits: what the difference of two measurements may say at least
 _SAME_NOISE = 1.12  # half a dB
@@ -72,7 +83,7 @@ class Mix:
     forms: Forms
     sqnr_db: float
     ms: float
-    groups: tuple[tuple[PlanGroup, str], ...] = ()
+    groups: Moves = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,8 @@ class GroupSearch:
         trials: measures.
         total_ms: milliseconds of the model as planned.
         most: how many models are measured at most.
+        returns: whether groups that the goal does not need return. Only where `Trials.together` measures on all
+            samples: on a few, a goal that is just reached is missed on others.
         measured: how many were.
         out_of_time: whether the search ended early.
     """
@@ -117,6 +130,7 @@ class GroupSearch:
     trials: Trials
     total_ms: float
     most: int
+    returns: bool = False
     measured: int = 0
     out_of_time: bool = False
     _options: dict[PlanGroup, tuple[_Option, ...]] = field(default_factory=dict)
@@ -156,6 +170,8 @@ class GroupSearch:
             mix, new = self._mix(chosen)
             if mix.sqnr_db >= goal_db:
                 if not self._split(chosen):
+                    if self.returns:
+                        self._return(mix, goal_db)
                     break
             elif not new and chosen.noise <= min(one.noise for one in front):  # no other mix has less
                 break
@@ -180,7 +196,8 @@ class GroupSearch:
             options = [_Option("", 0.0, self._own(found[item, ""]))]
             for number, form in enumerate(self.trials.forms(item)):
                 noise = self._own(found[item, form]) if number else 0.0
-                options.append(_Option(form, self.trials.milliseconds(item, form), noise))
+                ms = self.trials.milliseconds(item, form) + BORDER * self.total_ms
+                options.append(_Option(form, ms, noise))
             self._options[item] = tuple(options)
 
     def _own(self, noise: float) -> float:
@@ -222,20 +239,34 @@ class GroupSearch:
 
     def _mix(self, chosen: _Predicted) -> tuple[Mix, bool]:
         """Measure a mix, once; and whether that was new."""
-        moved = tuple((item, form) for item, form in zip(self._items, chosen.picks, strict=True) if form)
+        return self._together(tuple((item, form) for item, form in zip(self._items, chosen.picks, strict=True) if form))
+
+    def _together(self, moved: Moves) -> tuple[Mix, bool]:
         forms = frozenset((label, form) for item, form in moved for label in item.nodes)
         new = forms not in self._found
         if new:
-            self._found[forms] = Mix(forms, self.trials.together(forms), chosen.ms, moved)
+            ms = sum(self._cost(item, form) for item, form in moved)
+            self._found[forms] = Mix(forms, self.trials.together(forms), ms, moved)
             self.measured += 1
         return self._found[forms], new
+
+    def _cost(self, item: PlanGroup, form: str) -> float:
+        return next(option.ms for option in self._options[item] if option.form == form)
+
+    def _return(self, mix: Mix, goal_db: float) -> None:
+        """Return groups to the form they are planned in, the most expensive first, as far as the goal holds."""
+        for one in sorted(mix.groups, key=lambda move: -self._cost(*move)):
+            if self.measured >= self.most or mix.sqnr_db < goal_db + _SPARE_DB or self._cost(*one) <= 0:
+                return
+            fewer, _ = self._together(tuple(move for move in mix.groups if move != one))
+            mix = fewer if fewer.sqnr_db >= goal_db else mix
 
     def _split(self, chosen: _Predicted) -> bool:
         """Split the moved group that costs most; False where none costs time."""
         costs = {}
         for item, form in zip(self._items, chosen.picks, strict=True):
             if form and len(item.nodes) > 1:
-                costs[item] = next(option.ms for option in self._options[item] if option.form == form)
+                costs[item] = self._cost(item, form)
         if not costs or max(costs.values()) <= SAME * self.total_ms:
             return False
         item = max(costs, key=lambda one: costs[one])

@@ -18,7 +18,7 @@ from onnxshot.planning.make_plan import make_plan
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.node_mode import elements
 from onnxshot.planning.node_recipe import NodeRecipes
-from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STATIC, STORED, Plan
+from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STATIC, STORED, NodePlan, Plan
 from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.planning.trained_scales import Trained
@@ -83,10 +83,13 @@ class PlanTrials:
         self._patterns = exact_patterns(self.model)
 
     def groups(self) -> list[PlanGroup]:
-        """The groups that may take another form: without nodes whose form the user has chosen."""
+        """The groups that may take another form: without nodes whose form the user has chosen.
+
+        Where groups go to float weights and all, they hold nodes too of which only the weight is stored in 8 bits.
+        """
         asked = {node.label for node in NodeRecipes(self.model, self.recipe).modes}
         found = []
-        for group in plan_groups(self.model, self.plan):
+        for group in plan_groups(self.model, self.plan, stored=self.in_float == FLOAT):
             free = tuple(label for label in group.nodes if label not in asked)
             found += [replace(group, nodes=free)] if free else []
         return found
@@ -209,7 +212,7 @@ class PlanTrials:
 
     @cached_property
     def _weighted(self) -> Mapping[str, bool]:
-        return {node.node: node.has_weight for node in self.plan.nodes}
+        return {node.node: node.has_weight and node.how != FLOAT for node in self.plan.nodes}
 
     @cached_property
     def _how(self) -> Mapping[str, str]:
@@ -238,11 +241,14 @@ class PlanTrials:
         others = tuple(
             self._patterns[node.node]
             for node in self.plan.nodes
-            if node.how != FLOAT and node.node not in own and node.node in self._patterns
+            if node.node not in own and node.node in self._patterns and self._leaves_float(node)
         )
         static = tuple(self._patterns[label] for label in group.nodes if self._how[label] == STATIC and not form)
         recipe = replace(self.recipe, exclude=(*self.recipe.exclude, *others), include=static)
         return self.plan_of(self.recipe_of(frozenset((label, form) for label in own), recipe) if form else recipe)
+
+    def _leaves_float(self, node: NodePlan) -> bool:
+        return node.how != FLOAT or (self.in_float == FLOAT and node.node in self.plan.stored)
 
     def _made(self, plan: Plan) -> Runnable:
         self.each()

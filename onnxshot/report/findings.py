@@ -39,7 +39,7 @@ from onnxshot.report.token_figures import (
     rise_of,
     rise_of_decoding,
 )
-from onnxshot.runtimes.ort_bench import NOISE
+from onnxshot.runtimes.ort_bench import CLEAR, NOISE
 from onnxshot.targets import RUNTIMES
 
 NOTHING = "nothing was quantized"
@@ -47,6 +47,8 @@ NOTHING = "nothing was quantized"
 
 _TWICE_DB = 6.0  # twice the error
 _LITTLE = 1 / 128  # of the loudest sample: 8 bits hardly distinguish a quieter one from silence
+_HARDLY = 0.05  # share of the work in int8, below which a result computes in float
+_KEEP = "keep the input, or ask for less accuracy"
 _NAMED = 3  # outputs and nodes that are named; the others are counted
 
 
@@ -238,6 +240,16 @@ def _compared_elsewhere(values: Values) -> bool:
     return elsewhere or bool((values.get("samples") or {}).get("judged"))
 
 
+def _own_samples(values: Values) -> Iterator[Finding]:
+    """Judged on samples that ranges were taken from, as where there is only one."""
+    samples = values.get("samples") or {}
+    learned = samples.get("calibration") and samples.get("held_out") == 0
+    if learned and samples.get("judged") and not samples.get("random"):
+        of = "the one sample" if samples["judged"] == 1 else f"the {samples['judged']} samples"
+        what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
+        yield Finding(CAUTION, what, "give more samples with --calib DATA: a quarter of them is held out to judge by")
+
+
 def _cut(values: Values) -> Iterator[Finding]:
     """Removed channels: whether the target was reached, and whether the loss of accuracy was measured."""
     if not values.get("reached", True):
@@ -325,10 +337,34 @@ def _when_slower(values: Values, larger: Sequence[Values]) -> str:
     return "keep the input" if larger else "keep the input, unless its size matters most, or it is for another machine"
 
 
+def float_in_effect(values: Values) -> str:
+    """Say in words that a result is the float model in all but name; empty where it is not, or that is not known.
+
+    Hardly any work runs in int8, and the file is neither smaller nor faster than the input, by measurements.
+    """
+    latency, share = values.get("latency") or {}, values.get("int8_macs_share")
+    speed, size = latency.get("speedup"), values.get("input_bytes")
+    written = [a["bytes"] for a in values.get("outputs") or () if a["format"] == "onnx"]
+    if not quantizes(values) or share is None or speed is None or not size or not written:
+        return ""
+    faster_than_input = speed > 1 + NOISE and latency.get("sure", True)
+    if share >= _HARDLY or faster_than_input or min(written) < size * (1 - CLEAR) or _nothing_quantized(values):
+        return ""
+    return f"{100 * share:.0f} % of the work runs in int8, and the file is neither smaller nor faster than the input"
+
+
+def _no_gain(values: Values) -> Iterator[Finding]:
+    """Nothing to deploy a result for, though it is as accurate as the input."""
+    if text := float_in_effect(values):
+        yield Finding(CAUTION, f"there is nothing to deploy it for: {text}", faster(values) or smaller(values) or _KEEP)
+
+
 def _coverage(values: Values) -> Iterator[Finding]:
     """Most of the work runs in float although it was to be quantized; only runtimes that were run are judged."""
     recipe = values.get("recipe") or {}
     if not quantizes(values) or recipe.get("mode") == "weights" or _nothing_quantized(values):
+        return
+    if float_in_effect(values):
         return
     if recipe.get("activation_type") not in (None, "int8", "uint8") or _computes_in_float(recipe):
         return
@@ -379,7 +415,8 @@ def _noise(db: float) -> str:
 
 RULES: tuple[Rule, ...] = (
     _not_finite, _contract, _goal, _perplexity, _outputs_below, _samples_below, _parts_below, _artifacts_below,
-    _stages_below, _nothing, _data, _size_and_speed, _in_target, _coverage, _optimizer, _unplanned,
+    _stages_below, _nothing, _data, _own_samples, _size_and_speed, _in_target, _no_gain, _coverage, _optimizer,
+    _unplanned,
 )  # fmt: skip
 """The rules for results of all verbs except shrink, in the order of their weight."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from onnxshot.graph import Model
@@ -26,7 +27,7 @@ from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.planning.groups import PlanGroup
 from onnxshot.planning.plan import FLOAT, STORED, Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.recovery.group_search import SAME, Forms, GroupSearch
+from onnxshot.recovery.group_search import BORDER, SAME, Forms, GroupSearch
 from onnxshot.recovery.plan_trials import PlanTrials
 from onnxshot.search.goal import TIMES, Goal, Judge, Measured, Outcome
 from onnxshot.search.workbench import Workbench
@@ -185,8 +186,8 @@ class MixedPrecisionSearch:
 
         Where the goal is not in dB, mixes of rising accuracy are measured.
         """
-        groups, goal = self._trials.groups(), self.goal.min_sqnr
-        if not groups:
+        goal = self.goal.min_sqnr
+        if not self._trials.groups():
             return False
         wanted = [] if goal is None else [goal]
         if self.goal.max_drop is not None or self.goal.max_perplexity_rise is not None:
@@ -194,7 +195,8 @@ class MixedPrecisionSearch:
             wanted += [first + _STEP_DB * step for step in range(1, _STEPS + 1)]
         self._trials.choose_samples()
         self._trials.settle(wanted[0])
-        search = GroupSearch(self._trials, sum(self._trials.times[""].values()), _MOST_MODELS)
+        groups = self._trials.groups()
+        search = GroupSearch(self._trials, sum(self._trials.times[""].values()), _MOST_MODELS, returns=True)
         for db in wanted:
             search.find(groups, db)
             if any(not self.goal.inaccurate(self.seen[mix]) for mix in self.mixes):
@@ -357,16 +359,15 @@ class MixedPrecisionSearch:
         return sum(self._costs[p] for p in sorted(floats))
 
     def _time(self, floats: frozenset[str]) -> float:
-        """What a candidate takes longer than all int8, as a share of what all int8 takes."""
+        """What a candidate takes longer than all int8, as a share; consecutive nodes have one border."""
         times, trials = self._trials.times, self._trials
-        if floats in self.mixes:
-            forms = self.mixes[floats]
-        else:
-            by_pattern = {u.pattern: u.planned.node for u in self.bench.units}
-            forms = frozenset((by_pattern[p], STORED) for p in floats)
+        by_pattern = {u.pattern: u.planned.node for u in self.bench.units}
+        forms = self.mixes[floats] if floats in self.mixes else {(by_pattern[p], STORED) for p in floats}
         known = [(label, form) for label, form in forms if label in times[""]]
-        whole = sum(times[""].values()) or 1.0
-        return sum(trials.milliseconds(PlanGroup("node", (label,)), form) for label, form in sorted(known)) / whole
+        whole, moved = sum(times[""].values()) or 1.0, {label for label, _ in known}
+        runs = sum(b in moved and a not in moved for a, b in pairwise(["", *times[""]]))
+        more = sum(trials.milliseconds(PlanGroup("node", (label,)), form) for label, form in sorted(known))
+        return more / whole + BORDER * runs
 
     def _in_time(self) -> None:
         if time.perf_counter() > self.deadline:

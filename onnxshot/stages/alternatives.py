@@ -177,9 +177,9 @@ class Alternatives:
     def _groups(self, data: Dataset) -> None:
         """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
         trials = self._trials(data)
-        groups = trials.groups()
         trials.choose_samples()
         trials.settle(self._wanted_db)
+        groups = trials.groups()
         search = GroupSearch(trials, sum(trials.times[""].values()), _MOST_MODELS)
         wanted = self._wanted_db
         tried = set()

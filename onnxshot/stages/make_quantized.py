@@ -137,7 +137,8 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         held_out, known = gathered.held_out, gathered.statistics
         used = len(known.samples) if data is None else len(gathered.calibrated)
         inferences = gathered.inferences + final.inferences
-        report.samples = _samples_row(samples, used, known.considered + len(gathered.choosing), held_out, inferences)
+        unseen = [i for i in held_out if i not in set(gathered.calibrated)]  # a single sample is both
+        report.samples = _samples_row(samples, used, known.considered + len(gathered.choosing), unseen, inferences)
     elif (final.learned_on or rewritten.halved_on is not None) and data is not None:
         held_out, used = split(len(data))[1], max(final.learned_on, rewritten.halved_on or 0)
         report.samples = _samples_row(samples, used, len(data) - len(held_out), held_out, used)

@@ -174,7 +174,7 @@ class Job:
             "preset": preset, "target": asked.target, "level": asked.level, "length": asked.length,
             "tokenizer": str(tokenizers[0].relative_to(self.folder)) if tokenizers else None,
             "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
-            "memory": self.memory,
+            "memory": self.memory, "search_seconds": asked.search_seconds, "accept": asked.accept,
         }  # fmt: skip
 
     def _follow(self, process: subprocess.Popen[str], request: str) -> None:

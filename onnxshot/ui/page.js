@@ -150,6 +150,8 @@ async function compress() {
     await upload(mine);
     const asked = { target: $("target").value, preset: $("preset").value, level: Number($("level").value) };
     if ($("length").value) asked.length = Number($("length").value);
+    if ($("search").value) asked.search_seconds = Number($("search").value);
+    if ($("accept").checked) asked.accept = true;
     await call("POST", `jobs/${mine}/run`, asked);
     await follow();
   } catch (error) {

@@ -1,7 +1,7 @@
 """The worker process: runs one job, so that a crash or a cancelled run does not affect the server.
 
 The job is one line of JSON on stdin: the paths model, calib, tokenizer, preset, output, report and page; target; level;
-length; memory.
+length; memory, search_seconds and accept, as in `Settings`.
 Lines of JSON go to stdout: `progress` (step, done, total), and at the end `done` or `error`. When stdin closes, the
 server has ended, and the worker ends too.
 """
@@ -21,6 +21,7 @@ import onnxshot
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import OnnxshotError
+from onnxshot.progress import Progress
 from onnxshot.recipes.sparsity_level import at_level
 from onnxshot.recipes.stages import EmitStage, Stage, Stages
 from onnxshot.report.report import Report
@@ -42,6 +43,11 @@ def make(job: dict[str, Any], settings: onnxshot.Settings) -> Report:
     return onnxshot.compress(job["model"], calib, recipe=Stages(stages), **how).report
 
 
+def settings_of(job: dict[str, Any], progress: Progress) -> onnxshot.Settings:
+    """The settings of a job."""
+    return onnxshot.Settings(**{name: job[name] for name in ("memory", "search_seconds", "accept")}, progress=progress)
+
+
 def main() -> None:
     """Read the job, run it, and report progress and the outcome."""
     # What libraries print goes to stderr; messages use a copy of stdout.
@@ -54,7 +60,7 @@ def main() -> None:
         channel.write(json.dumps(values) + "\n")
 
     try:
-        made = make(job, onnxshot.Settings(memory=job["memory"], progress=lambda *step: tell(progress=step)))
+        made = make(job, settings_of(job, lambda *step: tell(progress=step)))
         made.save(job["report"])
         made.save(job["page"])
         tell(done=True)

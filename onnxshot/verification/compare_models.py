@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Dataset, Sample
-from onnxshot.comparison.class_scores import Scores, makers_of
+from onnxshot.comparison.class_scores import Scores, know_each_other, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.output_matches import CLASSES, DECISIONS, LABELS, Match, Matches
 from onnxshot.comparison.proto_edits import parsed
@@ -256,6 +256,7 @@ def _comparison(
 ) -> Comparison:
     ordered = picks.matches() if picks is not None else {}
     known = matches.found()
+    know_each_other(entry.scores for entry in sums.values())
     rows = tuple(_with_picks(_with_match(entry.row(), known.get(name)), ordered) for name, entry in sums.items())
     if tokens is not None and tokens.positions:
         own = Match(CLASSES, tokens.agreed, tokens.positions)

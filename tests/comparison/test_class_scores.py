@@ -9,6 +9,7 @@ from onnxshot.calibration.readers import Sample
 from onnxshot.verification.compare_models import compare
 
 RNG = np.random.default_rng(3)
+OWN = np.random.default_rng(5)
 
 
 def model(text: str, **constants: NDArray[np.generic]) -> bytes:
@@ -43,6 +44,14 @@ NONE = {
               {"k": np.int64([1]), "s": STEADY}),
     "boxes over anchors": ("(float[N,6] x) => (float[1,N,12] y) { z = Concat<axis=1>(x, x) y = Unsqueeze(z, k) }",
                            {"k": np.int64([0])}),
+    "embedding of length 1": ("(float[N,6] x) => (float[N,24] y) "
+                              "{ z = MatMul(x, m) n = ReduceL2<axes=[1]>(z) q = Reciprocal(n) y = Mul(z, q) }",
+                              {"m": OWN.normal(0, 1, (6, 24)).astype(np.float32)}),
+    "divided embedding": ("(float[N,6] x) => (float[N,9] y) { z = MatMul(x, m) n = ReduceSum(x, k) y = Div(z, n) }",
+                          {"m": OWN.normal(0, 1, (6, 9)).astype(np.float32), "k": np.int64([1])}),
+    "coordinates": ("(float[N,6] x) => (float[N,10] y) { z = MatMul(x, m) y = Add(z, b) }",
+                    {"m": OWN.normal(0, 0.1, (6, 10)).astype(np.float32),
+                     "b": OWN.normal(0, 1, 10).astype(np.float32)}),
     "length": ("(float[N,6] x) => (float[6,N] y) { y = Transpose<perm=[1,0]>(x) }", {}),
 }  # fmt: skip
 
@@ -63,6 +72,20 @@ def test_other_outputs_have_no_agreement(name: str) -> None:
     text, constants = NONE[name]
     own = model(text, **constants)
     assert compare(own, own, samples()).agreement is None
+
+
+def test_points_beside_a_softmax_have_no_agreement_and_logits_have_one() -> None:
+    text = """(float[N,6] x) => (float[N,3] scores, float[N,4] box, float[N,3] logits)
+        { logits = MatMul(x, m) scores = Softmax(logits) box = MatMul(x, n) }"""
+    own = model(text, m=normal(6, 3), n=normal(6, 4))
+    found = {row.name: row.agreement for row in compare(own, own, samples()).outputs}
+    assert found == {"scores": 1.0, "box": None, "logits": 1.0}
+
+
+def test_a_few_rows_are_no_profile() -> None:
+    text, constants = NONE["coordinates"]
+    own = model(text, **constants)
+    assert compare(own, own, samples()[:2]).agreement == 1.0
 
 
 def test_a_state_that_is_fed_back_has_no_agreement() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxshot.planning.groups import PlanGroup
 from onnxshot.planning.plan import DYNAMIC, STORED
-from onnxshot.recovery.group_search import SAME, Forms, GroupSearch, OutOfTime
+from onnxshot.recovery.group_search import BORDER, SAME, Forms, GroupSearch, OutOfTime
 
 MOST = 60
 
@@ -64,7 +64,7 @@ def test_the_cheapest_mix_of_groups_is_found(nodes: list[tuple[float, float]], g
     enough = [m for m in mixes if sum(noise[n] for n in names if n not in m) <= 10 ** (-goal / 10)]
     assert bool(found) == bool(enough)
     if enough:
-        best = min(sum(price[n] for n in m) for m in enough)
+        best = min(sum(price[n] + BORDER * total for n in m) for m in enough)
         assert found[0].ms <= best + SAME * total + 1e-9
         assert found[0].sqnr_db >= goal
 
@@ -76,6 +76,27 @@ def test_a_prediction_that_was_too_good_is_corrected() -> None:
     found = GroupSearch(known, 6.0, MOST).find(groups_of(names), 20.0)
     assert {label for label, _ in found[0].forms} == {"n0", "n1", "n2", "n3"}
     assert known.models <= 2 * len(names)
+
+
+def test_what_a_goal_does_not_need_returns() -> None:
+    """By themselves, n1 costs more than n2; together with the others, n2 costs all: n1 had moved in vain."""
+
+    class Together(Known):
+        def together(self, forms: Forms) -> float:
+            real = Known({"n0": 0.02, "n1": 0.0001, "n2": 0.012, "n3": 0.0001}, self.price)
+            return real.together(forms)
+
+    names = ["n0", "n1", "n2", "n3"]
+    known = Together(dict(zip(names, (0.02, 0.004, 0.003, 0.001), strict=True)), dict.fromkeys(names, 1.0))
+    for returns, moved in ((False, {"n0", "n1", "n2"}), (True, {"n0", "n2"})):
+        found = GroupSearch(known, 4.0, MOST, returns=returns).find(groups_of(names), 20.0)
+        assert {label for label, _ in found[0].forms} == moved
+
+
+def test_groups_do_not_move_for_what_is_less_than_their_borders() -> None:
+    known = Known({"a": 0.5, "b": 1e-6, "c": 1e-6, "d": 0.005}, {"a": 0.1, "b": -0.001, "c": 0.0, "d": 0.5})
+    found = GroupSearch(known, 1.0, MOST).find(groups_of(["a", "b", "c", "d"]), 15.0)
+    assert {label for label, _ in found[0].forms} == {"a"}
 
 
 def test_groups_are_split_until_only_the_node_that_spoils_the_outputs_is_in_float() -> None:

@@ -16,8 +16,10 @@ from sample_reports import KINDS, report_of
 
 import onnxshot
 from onnxshot import Goal, errors
+from onnxshot.api import tune as tuned_module
 from onnxshot.batch.run import run
 from onnxshot.batch.store import ROW
+from onnxshot.report.findings import float_in_effect
 from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
 from onnxshot.report.verdict import WORDS, judge
@@ -50,6 +52,10 @@ AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
     "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
+    "no gain": ({"int8_macs_share": 0.03, "input_bytes": 1_010_000, "latency": {"speedup": 1.01, "sure": True}},
+                "caution", "nothing to deploy it for: 3 % of the work runs in int8", "keep the input"),
+    "own samples": ({"samples": {**SOUND["samples"], "held_out": 0, "judged": 1}}, "caution",
+                    "judged on the one sample that it was calibrated on", "more samples"),
     "agreement": ({"agreement": 0.94}, "bad", "agreement is 94.0 %, below 95 %", "--min-sqnr 37"),
     "order": ({"judged": {"ordered": {"top": 0.4}}}, "bad", "the same picks of output 'top' is 40.0 %", "--min-sqnr"),
     "perplexity": ({"tokens": RISEN}, "bad", "rises by 25.0 %, more than 10 %: 20 -> 25 (+25.0 %)",
@@ -280,6 +286,32 @@ def test_a_goal_met_by_a_model_that_nothing_can_be_quantized_in_is_missed(tmp_pa
 def test_a_least_sqnr_on_random_data_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError, match="random"):
         onnxshot.tune(spoilt(tmp_path), "random", Goal(min_sqnr=20), settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    "gain",
+    [{"int8_macs_share": 0.3}, {"input_bytes": 1_100_000}, {"latency": {"speedup": 1.1}}, {"latency": {}}],
+)
+def test_what_brings_something_or_was_not_timed_is_not_the_float_model(gain: dict[str, Any]) -> None:
+    nothing = {"int8_macs_share": 0.0, "input_bytes": 1_000_000, "latency": {"speedup": 1.0, "sure": True}}
+    assert float_in_effect({**SOUND, **nothing})
+    assert not float_in_effect({**SOUND, **nothing, **gain})
+
+
+def test_a_goal_met_by_what_is_the_float_model_in_effect_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned_module, "float_in_effect", lambda values: "0 % of the work" if values["latency"] else "")
+    net = model("g (float[n, 64] x) => (float[n, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)})
+    result = onnxshot.tune(net, feeds(x=(16, 64)), Goal(min_sqnr=10), settings=PROVEN)
+    assert result.report.goal["missed"] == ["only the float model reaches it: 0 % of the work"]
+    assert result.report.goal["reached"] is False
+
+
+def test_a_single_sample_is_not_held_out() -> None:
+    net = model("g (float[n, 64] x) => (float[n, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)})
+    found = [onnxshot.quantize(net, feeds(count, x=(4, 64)), settings=PROVEN).report for count in (1, 2)]
+    assert [report.samples["held_out"] for report in found] == [0, 1]
+    told = ["calibrated on" in " ".join(report.verdict.reasons) for report in found]
+    assert told == [True, False]
 
 
 # ---------------------------------------------------------------------- no data

@@ -25,7 +25,7 @@ from fixture_data import fixture
 from ui_server import TOKEN, Client, served
 
 import onnxshot
-from onnxshot.ui import uploads
+from onnxshot.ui import uploads, worker
 
 LIMIT = 4_000_000
 DIGITS = fixture("data/digits/calib")
@@ -266,7 +266,9 @@ def test_a_run_needs_a_model_and_samples(client: Client, key: str) -> None:
 @pytest.mark.parametrize(
     "asked",
     [{"target": "/etc/passwd"}, {"preset": "/etc/p.yaml"}, {"preset": ["none"]}, {"level": "0.5"}, {"level": 1.1},
-     {"level": True}, {"level": None}, {"level": float("nan")}, {"effort": "best"}, {"output": "/tmp/x"}],
+     {"level": True}, {"level": None}, {"level": float("nan")}, {"effort": "best"}, {"output": "/tmp/x"},
+     {"search_seconds": -1}, {"search_seconds": "30"}, {"search_seconds": float("inf")}, {"search_seconds": True},
+     {"accept": 1}, {"accept": "yes"}],
 )  # fmt: skip
 def test_a_run_takes_what_the_page_offers_and_nothing_else(client: Client, key: str, asked: dict[str, object]) -> None:
     status, told = client.start(key, **asked)
@@ -311,11 +313,18 @@ def test_the_command_line_replays_the_result_to_the_same_bytes(client: Client, t
 
 def test_a_level_above_0_makes_zeros(client: Client) -> None:
     key = uploaded(client)
-    client.start(key, preset="file", level=0.5)
+    client.start(key, preset="file", level=0.5, search_seconds=0, accept=True)
     told = client.ended(key)
     assert told["outputs"][0]["name"] == "net.small.onnx", told
     _, report = client("GET", f"jobs/{key}/outputs/report.json")
     assert 0.25 < report["sparsity"] < 0.45
+    assert report["accepted"] is True
+
+
+def test_a_run_has_the_settings_that_were_asked_for() -> None:
+    job = {"memory": "1 GB", "search_seconds": 0, "accept": True, "target": "ort"}
+    found = worker.settings_of(job, lambda *_: None)
+    assert (found.memory, found.search_seconds, found.accept) == ("1 GB", 0, True)
 
 
 def test_a_model_whose_weights_lie_beside_it_is_read(client: Client, key: str, tmp_path: Path) -> None:
