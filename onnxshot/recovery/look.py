@@ -130,6 +130,7 @@ class Looker:
     _makes: dict[str, str] = field(init=False)
     _plain: LeanModel = field(init=False)
     _base: Runnable = field(init=False)
+    _lean: LeanModel = field(init=False)  # the same
     _in_parts: bool = field(init=False)
     _others_to_see: Sequence[int] = field(init=False)
     _found: dict[_Part, CandidateError] = field(init=False, default_factory=dict)
@@ -145,6 +146,7 @@ class Looker:
         self._makes = {label: names[0] for label, names in named if names}
         self._plain = LeanModel.of(self.model)
         self._base = candidate_of(self._rewritten(_Part(())))
+        self._lean = LeanModel.of(self._base)
         self._in_parts = self._plain.weight_bytes > memory.part_bytes()
         few = self.calibrated < _MANY or self._in_parts
         count = _SAMPLES // 2 if few else _SAMPLES
@@ -233,7 +235,7 @@ class Looker:
             return candidate_of(self._rewritten(one)) if self._quantizes(one) else None
         static = [self._makes[label] for label in self.plan.labels(STATIC) if label in self._makes]
         makes = [self._makes[label] for label in one.nodes]
-        made = back_to_float(LeanModel.of(self._base), self._plain, makes, static)
+        made = back_to_float(self._lean, self._plain, makes, static)
         if made is None or isinstance(self._base, LeanModel):
             return made
         return bytes(made.to_proto().SerializeToString())
