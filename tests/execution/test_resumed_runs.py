@@ -71,6 +71,24 @@ def test_outputs_are_those_of_the_whole_model(name: str, sections: int, monkeypa
     assert not all(exact), "quantizing a tensor shows in the outputs"
 
 
+def test_a_quantized_tensor_that_nothing_reads_changes_no_output() -> None:
+    case: Case = HANDMADE["resnet_block"]()
+    model, plan = planned(case, calibrate=True)
+    groups = {name: [name] for name in plan.tensors}
+    proto = with_pairs(model, plan, {one.group for one in plan.tensors.values()}).to_proto()
+    quantize = next(n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in groups)
+    unread = {n.output[0] for n in proto.graph.node if n.input[0] == quantize.output[0]}
+    for node in proto.graph.node:
+        for slot, name in enumerate(node.input):
+            if name in unread:
+                node.input[slot] = quantize.input[0]
+    runs, group = ResumedRuns(LeanModel.of(proto), groups, {}), quantize.input[0]
+    runs.prepare(case.feeds[:1], [group], 1)
+    got = runs.run(group, plan.params[plan.tensors[group].group], 0)
+    for name, values in outputs(model.to_proto(), case.feeds[0]).items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, atol=1e-6)
+
+
 def test_only_what_stands_behind_the_tensor_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     case: Case = HANDMADE["mbconv_block"]()
     model, plan = planned(case, calibrate=True)
