@@ -61,7 +61,7 @@ def row(folder: Path, db: float, most: int) -> str:
             groups = _joined(trials.groups(), most)
             form = trials.in_float
             reached, base, count = [], 0.0, 0
-            for number in range(len(groups) + 1):
+            for number in range(len(groups)):  # all in float is no result
                 for subset in itertools.combinations(groups, number):
                     forms = frozenset((label, form) for group in subset for label in group.nodes)
                     path = Path(place) / f"{count}.onnx"
