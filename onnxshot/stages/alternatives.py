@@ -160,6 +160,10 @@ class Alternatives:
 
     def _above_floor(self, data: Dataset) -> None:
         """Try groups of nodes in other forms, then all products at run time, at last weights alone."""
+        if self._recipe.effort == "best":  # its further steps may not carry over to held-out samples
+            plain = self._others.attempt(replace(self._recipe, effort="balanced"), "--effort balanced")
+            if plain is not None and not plain.inaccurate:
+                return
         if self.made.report.sqnr_db is not None:  # the search needs float outputs
             try:
                 self._groups(data)

@@ -8,9 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from fixture_runs import PROVEN, clock, outputs, sqnr
+from handmade import HANDMADE
 from handmade.core import Feed, feeds, model, vector, weight
 
 import onnxshot
+from onnxshot.recovery.further_steps import FurtherSteps
+from onnxshot.recovery.layer_reconstruction import Repair
+from onnxshot.recovery.plan_candidates import Repairs
 from onnxshot.report.advice import FLOOR_DB
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.product_speed import ProductSpeed
@@ -86,12 +90,31 @@ def test_others_are_tried_with_the_default_effort_and_what_is_taken_is_made_in_f
     asked |= {"effort": "best", "equalize": False, "smooth": False, "look": False}
     report = onnxshot.quantize(proto, data, output=tmp_path / "q.onnx", **asked).report
     assert [row for row in report.tried if row.get("taken")]
+    assert report.tried[1]["options"] == "--effort balanced"
     assert set(efforts[:-1]) == {"balanced"}
     assert efforts[-1] == "best"
     assert report.recipe["effort"] == "best"
     truly = sqnr(outputs(proto, data[12:]), outputs(tmp_path / "q.onnx", data[12:]))
     assert report.sqnr_db == pytest.approx(truly, abs=0.01)
     assert truly > FLOOR_DB
+
+
+def test_where_only_the_steps_of_best_are_below_the_floor_the_default_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, 2.0)
+
+    def spoiled(self: Any, teacher: Any, model: Any, plan: Any, so_far: Repairs) -> Repairs:
+        named = [(n.name, n.inputs[2].values) for n in model.graph.nodes if n.op == "Conv" and len(n.inputs) > 2]
+        assert named
+        return Repairs({name: Repair(values + 50) for name, values in named}, "spoiled")
+
+    monkeypatch.setattr(FurtherSteps, "rounded", spoiled)
+    case, out = HANDMADE["resnet_block"](), tmp_path / "q.onnx"
+    report = onnxshot.quantize(case.model, case.feeds, output=out, effort="best", settings=SEARCHING).report
+    assert [row["options"] for row in report.tried if row.get("taken")] == ["--effort balanced"]
+    assert report.recipe["effort"] == "balanced"
+    assert len(report.tried) == 2, "nothing else is tried"
 
 
 def test_what_was_taken_is_made_again_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
