@@ -11,8 +11,8 @@ are completed with the choosing samples once everything has been chosen. So are 
 dynamic products are smoothed by.
 
 Fewer than 3 * LEAST_CHOOSING samples beside the held-out ones are too few to part: ranges need them all. Trials then
-run on the samples that ranges come from. They choose among ranges and small changes only, as ranges from fewer than
-12 samples rule out equalization.
+run on the samples that ranges come from. They choose among ranges and small changes only, as fewer than 12 calibrated
+samples rule out equalization.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ _BIASES_FROM, _ALL_FROM = 12, 112  # samples that biases, and that further steps
 _GRID_ON = 8  # calibration samples that an input grid is derived from
 _GRID_WITHIN_DB = 21.0  # an input whose SQNR exceeds that of the outputs by this much causes little of their error
 _GRID_GAIN_DB = 0.5  # least gain: padding the input by hand costs up to 4 % of a small network's time
-_EQUALIZED_FROM = 12  # samples that ranges come from in the end: fewer do not show the ranges of single channels
+_EQUALIZED_FROM = 12  # calibration samples, at least: fewer do not show the ranges of single channels
 _SMOOTHED_FROM = 16  # calibration samples that products are computed on; half as many of a large model
 _FEWEST_STRENGTHS = 3  # dynamic products with another strength than the default, at least: fewer are not worth a trial
 _SMOOTHING_GAIN_DB = 0.5  # least gain: a division takes time
@@ -117,8 +117,7 @@ class Improver:
         """
         given = Candidate(self.model, plan, evidence)
         candidates = [given]
-        ranged = len(self.gathered.calibrated) + len(self.gathered.choosing)  # in the end, see `_completed`
-        enough = ranged >= _EQUALIZED_FROM or self.recipe.equalize is True
+        enough = len(self.gathered.calibrated) >= _EQUALIZED_FROM or self.recipe.equalize is True
         if may_equalize(self.recipe, self.trained) and enough:
             better = self._equalized(given)
             if better is not None:

@@ -235,18 +235,6 @@ def test_samples_that_judge_a_repair_are_not_learned_from(monkeypatch: pytest.Mo
     assert not first & second
 
 
-@pytest.mark.parametrize(("samples", "tried"), [(15, False), (16, True)])
-def test_channels_are_equalized_where_ranges_will_come_from_twelve_samples(
-    samples: int, tried: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that choose count: ranges of an equalized model are completed with them."""
-    asked: list[int] = []
-    monkeypatch.setattr(plan_candidates, "equalized", lambda *_: asked.append(samples))
-    result = made("digits_mobile", samples)
-    assert bool(asked) == tried
-    assert result.report.samples["calibration"] == (12 if tried else 11)
-
-
 def test_an_unknown_effort_is_refused() -> None:
     case = HANDMADE["resnet_block"]()
     with pytest.raises(UsageError, match="effort is 'heroic'"):
