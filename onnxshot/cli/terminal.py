@@ -47,7 +47,8 @@ class _Rate(ProgressColumn):
     """Steps per second; empty until rich has seen two steps."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+        speed = task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s" if speed >= 100 else f"{speed:.3g}/s")
 
 
 class _Bars(Progress):

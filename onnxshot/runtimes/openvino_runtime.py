@@ -174,7 +174,7 @@ def _package() -> ModuleType:
     try:
         import openvino
     except ImportError as e:
-        raise TargetError(f"OpenVINO is not installed: {first_line(e)}", "pip install onnxshot[openvino]") from e
+        raise TargetError(f"OpenVINO is not installed: {first_line(e)}", "pip install 'onnxshot[openvino]'") from e
     module: ModuleType = openvino
     return module
 

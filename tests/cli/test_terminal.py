@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,10 @@ def test_a_command_of_the_pages_ends_well_on_a_terminal(words: list[str], clone:
         assert BAR in shown.text, "no bar was shown"
     drawn = [ESCAPES.sub("", line) for line in re.split(r"[\r\n]|\x1b\[1A|\x1b\[2K", shown.text) if BAR in line]
     assert [line for line in drawn if len(line.rstrip()) > pseudo_terminal.COLUMNS] == []
+
+
+def test_rates_of_bars_are_plain_numbers() -> None:
+    from onnxshot.cli.terminal import _Rate
+
+    shown = {speed: _Rate().render(SimpleNamespace(speed=speed)).plain for speed in (None, 0.1234, 99.94, 1024.4, 2e6)}
+    assert shown == {None: "", 0.1234: "0.123/s", 99.94: "99.9/s", 1024.4: "1024/s", 2e6: "2000000/s"}

@@ -241,7 +241,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     with pytest.raises(TargetError, match=r"pip install onnxshot\[openvino\]") as error:
         OPENVINO.check()
     assert error.value.exit_code == 6
-    assert "pip install onnxshot[openvino]" in OPENVINO.runs_here()
+    assert "pip install 'onnxshot[openvino]'" in OPENVINO.runs_here()
 
 
 @pytest.mark.parametrize("name", ["digits_mobile", "licence_lstm"])
