@@ -56,8 +56,12 @@ class Page(Browser):
 
     def drop(self, css: str, path: Path) -> None:
         """Drop a file or a folder as a person does, from outside of the browser."""
-        box = self.find(css).rect
-        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        # Where it is seen, not where it is on the page: a page that is opened again may be scrolled as it was.
+        at = self.run(
+            f"const e = document.querySelector({json.dumps(css)}); e.scrollIntoView({{block: 'center'}});"
+            "const box = e.getBoundingClientRect();"
+            "return {x: box.x + box.width / 2, y: box.y + box.height / 2}"
+        )
         carried = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **at, "data": carried})
