@@ -238,7 +238,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     assert OPENVINO.runs_here() == ""
     OPENVINO.check()
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(TargetError, match=r"pip install onnxshot\[openvino\]") as error:
+    with pytest.raises(TargetError, match=r"pip install 'onnxshot\[openvino\]'") as error:
         OPENVINO.check()
     assert error.value.exit_code == 6
     assert "pip install 'onnxshot[openvino]'" in OPENVINO.runs_here()
