@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, Node
 
+_LENIENT = "?"  # in front of a pattern: it may match nothing
+
 
 def match_nodes(
     model: Model, patterns: Iterable[str], what: str, held: Mapping[str, list[Node]] | None = None
@@ -19,7 +21,8 @@ def match_nodes(
 
     Args:
         model: the model, including subgraphs.
-        patterns: exact names or globs (fnmatch: `*`, `?`, `[...]`).
+        patterns: exact names or globs (fnmatch: `*`, `?`, `[...]`). One that begins with `?` may match nothing, and
+            goes on behind it: '?*detect*' is '*detect*' where there is such a name.
         what: name of the patterns in the error message, for example "exclude pattern".
         held: what `nodes_by_name` returns, where a caller matches several times.
 
@@ -27,7 +30,7 @@ def match_nodes(
         node -> the first pattern that matches it.
 
     Raises:
-        UsageError: a pattern matches nothing; the hint lists the three closest names.
+        UsageError: a pattern that does not begin with `?` matches nothing; the hint lists the three closest names.
     """
     patterns = list(patterns)
     if not patterns:
@@ -37,9 +40,11 @@ def match_nodes(
     for pattern in patterns:
         # A name with brackets is no valid glob for itself, so exact names are matched first.
         hits = list(held.get(pattern, ()))
-        if glob.has_magic(pattern):
-            hits += [node for name, nodes in held.items() if fnmatchcase(name, pattern) for node in nodes]
-        if not hits:
+        wanted = pattern.removeprefix(_LENIENT) if is_lenient(pattern) else pattern
+        hits += held.get(wanted, ()) if wanted != pattern else ()
+        if glob.has_magic(wanted):
+            hits += [node for name, nodes in held.items() if fnmatchcase(name, wanted) for node in nodes]
+        if not hits and not is_lenient(pattern):
             close = difflib.get_close_matches(pattern, held, n=3, cutoff=0.0)
             raise UsageError(
                 f"{what} {pattern!r} matches no node name, tensor name or op type", f"closest: {', '.join(close)}"
@@ -47,6 +52,11 @@ def match_nodes(
         for node in hits:
             picked.setdefault(node, pattern)
     return picked
+
+
+def is_lenient(pattern: str) -> bool:
+    """Whether a pattern may match nothing: it begins with `?`, and more follows."""
+    return pattern.startswith(_LENIENT) and pattern != _LENIENT
 
 
 def nodes_by_name(model: Model) -> dict[str, list[Node]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxshot.graph import Model, Node
-from onnxshot.planning.name_patterns import match_nodes, nodes_by_name
+from onnxshot.planning.name_patterns import is_lenient, match_nodes, nodes_by_name
 from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
@@ -18,19 +18,22 @@ class NodeRecipes:
         excluded: node -> skip reason, for nodes that the recipe leaves in float.
         stored: those of them whose weights may be stored in 8 bits.
         forced: nodes that the user wants quantized even if that does not pay.
+        unmatched: patterns that match nothing, and may.
 
     Raises:
-        UsageError: a pattern matches no node.
+        UsageError: a pattern that does not begin with `?` matches no node.
     """
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self._recipe = recipe
         self._rules: dict[Node, LayerRule] = {}
         self._recipes: dict[LayerRule, Recipe] = {}
-        excluded = match_nodes(model, recipe.exclude, "exclude pattern")
+        held = nodes_by_name(model) if recipe.layers or recipe.exclude or recipe.include else {}
+        excluded = match_nodes(model, recipe.exclude, "exclude pattern", held)
         self.excluded = {node: f"excluded by {pattern!r}" for node, pattern in excluded.items()}
-        self.forced = set(match_nodes(model, recipe.include, "include pattern"))
-        held = nodes_by_name(model) if recipe.layers else {}
+        self.forced = set(match_nodes(model, recipe.include, "include pattern", held))
+        lenient = dict.fromkeys(p for p in (*recipe.exclude, *recipe.include, *recipe.layers) if is_lenient(p))
+        self.unmatched = tuple(p for p in lenient if not match_nodes(model, (p,), "", held))
         for pattern, rule in recipe.rules.items():
             for node in match_nodes(model, (pattern,), "the pattern of layers", held):
                 before = self._rules.get(node)

@@ -12,14 +12,14 @@ from onnxshot.targets.base import Target
 
 
 def plan_notes(made: Decisions, target: Target, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
-    """Notes on weights that are not in 4 bits, that no kernel multiplies by, and on layers of another mode than asked.
+    """Notes on weights that are not in 4 bits or that no kernel multiplies by, and on rules that were not followed.
 
     Args:
         made: the mode of each node.
         target: the rules of the runtime.
         planned: node label -> how its weight is quantized.
     """
-    return (*_of_bits(made, target, planned), *_of_forms(planned), *_of_modes(made))
+    return (*_of_bits(made, target, planned), *_of_forms(planned), *_of_modes(made), *_of_patterns(made))
 
 
 def _of_bits(made: Decisions, target: Target, planned: Mapping[str, WeightPlan]) -> Iterator[str]:
@@ -48,3 +48,8 @@ def _of_modes(made: Decisions) -> Iterator[str]:
         said = f"{made.asked.modes[node]} for {node.label!r}, which is {treated[node]}"
         which = f"{len(unmet)} of {len(treated)} layers do not have the mode that the recipe asks for"
         yield f"{which}: {said}{why and ': '}{why}"
+
+
+def _of_patterns(made: Decisions) -> Iterator[str]:
+    if names := made.asked.unmatched:
+        yield f"nothing in this model has the name of {' or '.join(map(repr, names))}, which may match nothing"

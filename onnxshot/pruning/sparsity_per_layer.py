@@ -14,7 +14,7 @@ from onnxshot.execution.layer_rows import Feeds
 from onnxshot.graph import Model
 from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.maths.sparsity_allocation import cheapest_allocation, erdos_renyi, exact_counts
-from onnxshot.planning.name_patterns import match_nodes
+from onnxshot.planning.name_patterns import is_lenient, match_nodes
 from onnxshot.pruning.layerwise_pruning import PrunableLayer
 from onnxshot.pruning.loss_curves import loss_curves
 from onnxshot.pruning.prunable_model import PrunableModel
@@ -81,7 +81,7 @@ def _fixed_counts(
     known = {layer.name: layer for layer in layers}
     for glob, share in rules.items():
         picked = [node.label for node in match_nodes(model, [glob], "--layer") if node.label in known]
-        if not picked:
+        if not picked and not is_lenient(glob):
             raise UsageError(f"--layer {glob!r} matches no layer that is pruned", "onnxshot prune --json lists them")
         found |= {label: max(round(share * known[label].size), least[label]) for label in picked}
     return found

@@ -60,7 +60,8 @@ class Recipe(Plain):
             onnxshot/recovery/look.py); a recorded recipe has False, and what was found in `layers`.
         place: whether quantized nodes go back to float where the kernels of this machine are not faster in int8.
         weight_method: 'minmax' (no weight is clipped) or 'mse' (least squared error per channel).
-        exclude: globs over node names, tensor names and operator types; what they match stays float.
+        exclude: globs over node names, tensor names and operator types; what they match stays float. One that begins
+            with `?` may match nothing: '?*detect*'.
         include: globs of the same kind; what they match is quantized even where heuristics would leave it in float.
         layers: settings of some layers: a glob as in `include` -> fields of `LayerRule`. Where two globs match a layer,
             the later one takes precedence, field by field.

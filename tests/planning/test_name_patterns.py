@@ -31,6 +31,9 @@ def net() -> Model:
         (["*.fc", "head.*"], {"head.fc": "*.fc", "tail.fc": "*.fc", "head.relu[0]": "head.*"}),
         (["head.relu[0]"], {"head.relu[0]": "head.relu[0]"}),  # a name that is a glob matches itself
         ([], {}),
+        (["?head.fc"], {"head.fc": "?head.fc"}),
+        (["?*.fc", "?Conv", "?konv*"], {"head.fc": "?*.fc", "tail.fc": "?*.fc"}),  # `?` in front: may match nothing
+        (["?", "??"], {"head.fc": "?", "head.relu[0]": "?", "tail.fc": "?"}),
     ],
 )
 def test_patterns_pick_by_name_tensor_and_op(net: Model, patterns: list[str], expected: dict[str, str]) -> None:
@@ -49,6 +52,11 @@ def test_a_pattern_that_matches_nothing_names_the_closest(net: Model) -> None:
     assert "head.fc" in caught.value.hint.split(", ")[0]
     assert len(caught.value.hint.split(", ")) == 3
     assert caught.value.exit_code == 2
+
+
+def test_a_name_that_begins_with_the_mark_is_still_matched_by_itself() -> None:
+    net = load_model(model('g (float[1, 4] x) => (float[1, 4] y) { ["?odd"] y = Relu(x) }'))
+    assert [n.name for n in match_nodes(net, ["?odd"], "pattern")] == ["?odd"]
 
 
 def test_nodes_of_subgraphs_are_picked() -> None:
