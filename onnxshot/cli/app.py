@@ -27,6 +27,7 @@ from onnxshot.cli.compress import compress
 from onnxshot.cli.diff import diff
 from onnxshot.cli.doctor import doctor
 from onnxshot.cli.emit import emit
+from onnxshot.cli.help import AUTOMATE, COMPRESS, DEPLOY, THIS_MACHINE, UNDERSTAND, Command, Group
 from onnxshot.cli.inspect import inspect
 from onnxshot.cli.prune import prune
 from onnxshot.cli.quantize import quantize
@@ -38,6 +39,8 @@ from onnxshot.cli.verify import verify
 from onnxshot.errors import OnnxshotError, UsageError, in_place
 
 app = typer.Typer(
+    name="onnxshot",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,13 +49,18 @@ app = typer.Typer(
 
 _INTERRUPTED = 130  # what Typer returns after Ctrl-C: 128 + SIGINT, as shells do
 
-_COMMANDS = (
-    quantize, prune, compress, calibrate, inspect, sensitivity, compare, diff, bench, emit, replay, batch, verify,
-    doctor, ui,
-)  # fmt: skip
-for _command in _COMMANDS:
-    app.command()(_command)
-app.add_typer(cache_app, name="cache")
+_GROUPS = {
+    COMPRESS: (quantize, prune, compress),
+    UNDERSTAND: (inspect, sensitivity, compare, diff, bench),
+    DEPLOY: (emit, verify),
+    AUTOMATE: (batch, calibrate, replay),
+    THIS_MACHINE: (doctor, ui),
+}
+_COMMANDS = tuple(command for commands in _GROUPS.values() for command in commands)
+for _group, _members in _GROUPS.items():
+    for _command in _members:
+        app.command(cls=Command, rich_help_panel=_group)(_command)
+app.add_typer(cache_app, name="cache", rich_help_panel=THIS_MACHINE)
 
 
 _TABLES = ("onnxshot.cli.tables", "onnxshot.delivery.overwrite_checks")

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from onnxshot.cli import terminal
+from onnxshot.cli.completion import one_of
+from onnxshot.cli.help import MACHINE
 from onnxshot.cli.options import CacheOpt, JsonOpt, SetOpt, arguments_of, tell
 from onnxshot.settings import MOST_THREADS
 
@@ -19,25 +21,43 @@ def batch(
     jobs: Annotated[
         int,
         typer.Option(
-            "-j", "--jobs", help="How many cells (a model for a target) run at once.", min=1, max=MOST_THREADS
+            "-j", "--jobs", metavar="N", rich_help_panel=MACHINE, min=1, max=MOST_THREADS,
+            help="How many cells (a model for a target) run at once.",
         ),
     ] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray: run the cells as tasks of a Ray cluster.")] = "local",
+    engine: Annotated[str, typer.Option(
+        metavar="NAME", rich_help_panel=MACHINE, autocompletion=one_of(("local", "ray")),
+        help="local, or ray: cells are tasks of a Ray cluster.",
+    )] = "local",
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of all jobs together, such as 16G; each gets a share.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=MACHINE, help="Memory of all jobs together, such as 16G; each gets a share."
+        ),
     ] = None,
     max_memory: Annotated[
-        float | None, typer.Option(metavar="MB", help="Limit of the resident memory of all processes.", min=1)
+        float | None,
+        typer.Option(
+            metavar="MB", rich_help_panel=MACHINE, help="Limit of the resident memory of all processes.", min=1
+        ),
     ] = None,
-    retries: Annotated[int, typer.Option(help="How often a cell is run again if its process died.", min=0)] = 1,
+    retries: Annotated[int, typer.Option(
+        metavar="N", rich_help_panel=MACHINE, help="How often a cell is run again if its process died.", min=0
+    )] = 1,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads of all jobs together. Default: all.", min=1, max=MOST_THREADS)
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=MACHINE, help="CPU threads of all jobs together. Default: all.", min=1,
+            max=MOST_THREADS,
+        ),
     ] = None,
     arguments: SetOpt = None,
     cache: CacheOpt = True,
     as_json: JsonOpt = False,
 ) -> None:
-    """Compress every model of MANIFEST for every target. Cells that an earlier run finished are skipped.
+    """Compress many models for many targets.
+
+    Cells that an earlier run finished are skipped.
 
     Exit code: 0 if every cell passed, 3 if one misses a threshold, else the code of the first cell that failed.
     """

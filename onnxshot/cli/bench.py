@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import onnxshot
+from onnxshot.cli.help import MACHINE
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
@@ -33,15 +34,23 @@ def bench(
     preset: PresetOpt = None,
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
-    seconds: Annotated[float, typer.Option(help="Seconds to measure each model.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", rich_help_panel=MACHINE, help="Seconds to measure each model.")
+    ] = 2.0,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     python: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Time in the onnxruntime of this interpreter or environment.")
+        str | None,
+        typer.Option(
+            metavar="PATH", rich_help_panel=MACHINE, help="Time in the onnxruntime of this interpreter or environment."
+        ),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure the latency of models in interleaved runs, so that other load affects all of them alike."""
+    """Time models side by side.
+
+    Their runs are interleaved, so that other load affects all of them alike. The first model is the baseline.
+    """
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import typer
 
 from onnxshot.cli import terminal
+from onnxshot.cli.help import Command, Group
 from onnxshot.cli.options import JsonOpt, tell
 
-cache_app = typer.Typer(no_args_is_help=True, help="The calibration cache: statistics of earlier runs.")
+cache_app = typer.Typer(no_args_is_help=True, cls=Group, help="Show or empty the calibration cache.")
 
 
-@cache_app.command("show")
+@cache_app.command("show", cls=Command)
 def cache_show(as_json: JsonOpt = False) -> None:
-    """Show the folder of the calibration cache, the number of its entries, and their size."""
+    """Show where the calibration cache is, and how large."""
     from onnxshot.execution import statistics_cache as store
     from onnxshot.files import cache_folder
 
@@ -24,7 +25,7 @@ def cache_show(as_json: JsonOpt = False) -> None:
     tell(as_json, values, lambda: terminal.show_text(text))
 
 
-@cache_app.command("clear")
+@cache_app.command("clear", cls=Command)
 def cache_clear(as_json: JsonOpt = False) -> None:
     """Remove all entries of the calibration cache."""
     from onnxshot.execution import statistics_cache as store

@@ -10,6 +10,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.help import DATA, RESULT
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -20,6 +21,7 @@ from onnxshot.cli.options import (
     MemoryOpt,
     PresetOpt,
     SamplesOpt,
+    SeedOpt,
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
@@ -32,10 +34,15 @@ from onnxshot.errors import UsageError
 
 def calibrate(
     model: Annotated[
-        list[Path], typer.Argument(metavar="MODEL", help="The .onnx file; with --merge, the .npz files to merge.")
+        list[Path], typer.Argument(metavar="MODEL...", help="The .onnx file; with --merge, the .npz files to merge.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the statistics, a .npz file.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Merge statistics of parts of the data.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FILE", rich_help_panel=RESULT, help="Where to write, a .npz file."),
+    ],
+    merge: Annotated[
+        bool, typer.Option("--merge", rich_help_panel=DATA, help="Merge the statistics of parts of the data.")
+    ] = False,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     tokenizer: TokenizerOpt = None,
@@ -44,16 +51,22 @@ def calibrate(
     include: IncludeOpt = None,
     samples: SamplesOpt = "auto",
     holdout: Annotated[
-        float, typer.Option(help="Share of the samples (the last ones) held out to measure the result on.")
+        float,
+        typer.Option(
+            metavar="SHARE", rich_help_panel=DATA, help="Share of the samples, the last ones, to judge a result on."
+        ),
     ] = 0.25,
     cache: CacheOpt = True,
     device: DeviceOpt = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    seed: SeedOpt = 0,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run MODEL over calibration data and write statistics for `quantize --stats`, or merge several such files."""
+    """Write calibration statistics for later runs.
+
+    They serve `quantize --stats`. With --merge, the statistics of several machines become one file.
+    """
     reading = preset_of(preset, tokenizer, length)
     started = time.perf_counter()
     if merge:

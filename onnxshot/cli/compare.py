@@ -38,7 +38,10 @@ def compare(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Compare any two models with the same inputs and outputs, tensor by tensor, worst first."""
+    """Compare two models by their outputs and tensors.
+
+    They may come from any tool, and need the same inputs and outputs. The worst tensor is listed first.
+    """
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)

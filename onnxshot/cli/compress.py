@@ -9,13 +9,17 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.completion import PATTERNS, one_of
 from onnxshot.cli.emit_options import BatchOpt, ShapeOpt, parse_shapes
+from onnxshot.cli.help import RESULT, ZEROS
 from onnxshot.cli.options import (
     AcceptOpt,
     BundleOpt,
     CacheOpt,
     CalibOpt,
+    EffortOpt,
     JsonOpt,
+    LayerOpt,
     LengthOpt,
     LogOpt,
     MemoryOpt,
@@ -23,8 +27,10 @@ from onnxshot.cli.options import (
     PresetOpt,
     ReportOpt,
     SamplesOpt,
+    ScopeOpt,
     SearchTimeOpt,
     SetOpt,
+    SparsityOpt,
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
@@ -47,29 +53,49 @@ def compress(
     context: typer.Context,
     model: ModelArg,
     optim_level: Annotated[
-        float | None, typer.Option(help="From 0 (int8 only) to 1 (int8 with 70 % zeros). Replaces the options below.")
+        float | None,
+        typer.Option(
+            metavar="LEVEL", rich_help_panel=ZEROS,
+            help="One slider for all: from 0 (int8 only) to 1 (int8 with 70 % zeros).",
+        ),
     ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="As in prune.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="As in prune.")] = None,
-    scope: Annotated[str | None, typer.Option(help="As in prune.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(metavar="GLOB=SPARSITY", help="As in prune.")] = None,
+    sparsity: SparsityOpt = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=ZEROS, autocompletion=one_of(PATTERNS),
+            help="unstructured; N:M such as 2:4; or block:4x1. Default: unstructured.",
+        ),
+    ] = None,
+    scope: ScopeOpt = None,
+    layer: LayerOpt = None,
     spare: Annotated[
-        list[str] | None, typer.Option(help="Do not prune nodes that this glob matches. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", rich_help_panel=ZEROS, help="Do not prune the nodes that it matches. Repeatable."),
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.small.onnx beside the input.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
+            help="Default: MODEL.small.onnx, beside MODEL.",
+        ),
     ] = None,
     bundle: BundleOpt = None,
-    keep_stages: Annotated[Path | None, typer.Option(help="Keep the file of every stage in this folder.")] = None,
+    keep_stages: Annotated[
+        Path | None, typer.Option(metavar="DIR", rich_help_panel=RESULT, help="Keep the file of every stage here.")
+    ] = None,
     target: TargetOpt = "ort",
-    effort: Annotated[str | None, typer.Option(help="As in quantize.")] = None,
+    effort: EffortOpt = "balanced",
     recipe_file: Annotated[
         Path | None,
-        typer.Option("--recipe", help="A recipe of stages, or of quantization only: YAML, JSON, or a report."),
+        typer.Option(
+            "--recipe", metavar="FILE", rich_help_panel=RESULT,
+            help="What to do, in stages: YAML, JSON, or a report that holds it.",
+        ),
     ] = None,
     arguments: SetOpt = None,
     batch: BatchOpt = None,
@@ -84,7 +110,10 @@ def compress(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run the stages of a recipe on MODEL, or prune and then quantize it. Each stage is compared with MODEL."""
+    """Prune a model, and then quantize it.
+
+    Or run the stages of a recipe. Each stage is compared with MODEL.
+    """
     from onnxshot.api.bundle import of_beside, refuse_folder
     from onnxshot.cli import tables
     from onnxshot.recipes.files import load_stages

@@ -45,7 +45,10 @@ def diff(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show which layers of two files differ in type, scale, mask, shape or values; with --calib, also the effect."""
+    """List the layers in which two files of a model differ.
+
+    They may differ in type, scale, mask, shape or values. With --calib, also the effect on the outputs.
+    """
     reading = preset_of(preset, tokenizer, length)
     settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory)
     found = onnxshot.diff(before, after, calib, preset=reading, settings=settings)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:
-    """Show the runtimes and devices of this machine, and run a small model in each to measure int8 against float."""
+    """List runtimes and devices, and what each gains by int8.
+
+    A small model runs in each of them, in int8 and in float.
+    """
     found = onnxshot.doctor(threads=threads)
     tell(as_json, found.to_dict(), lambda: _show(found))
 

@@ -9,6 +9,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.completion import FORMATS, one_of
 from onnxshot.cli.emit_options import (
     BatchOpt,
     HalfOpt,
@@ -21,6 +22,7 @@ from onnxshot.cli.emit_options import (
     parse_shapes,
     split_commas,
 )
+from onnxshot.cli.help import RESULT, RUNTIMES
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
@@ -32,6 +34,7 @@ from onnxshot.cli.options import (
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
+    VerifyOpt,
     files_of,
     preset_of,
     tell,
@@ -41,11 +44,18 @@ from onnxshot.cli.options import (
 def emit(
     model: ModelArg,
     to: Annotated[
-        list[str] | None, typer.Option(help="onnx, openvino, tensorrt; separate several with commas.")
+        list[str] | None,
+        typer.Option(
+            metavar="FORMAT", rich_help_panel=RUNTIMES, autocompletion=one_of(FORMATS),
+            help="onnx, openvino, tensorrt; several with commas. Default: by -o, else onnx.",
+        ),
     ] = None,
     target: TargetOpt = "ort",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: beside the input.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT, help="Where to write. Default: beside MODEL."
+        ),
     ] = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
@@ -58,13 +68,16 @@ def emit(
     half_weights: HalfOpt = False,
     timing_cache: TimingOpt = None,
     build_minutes: MinutesOpt = 30.0,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare artifacts with the input.")] = True,
+    verify: VerifyOpt = True,
     report: ReportOpt = None,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Convert MODEL to other formats without compressing it. 'onnx' normalizes it, or moves int8 to --target."""
+    """Convert a model to the format of a runtime.
+
+    It is not compressed. 'onnx' normalizes it, or moves a quantized model to --target.
+    """
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from onnxshot.cli.completion import FORMATS, one_of
+from onnxshot.cli.help import RUNTIMES, TENSORRT
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 
@@ -18,31 +20,41 @@ if TYPE_CHECKING:
 EmitOpt = Annotated[
     list[str] | None,
     typer.Option(
-        help="Formats to write: onnx, openvino, tensorrt; separate several with commas. Default: by the suffix of "
-        "-o, else the format of the target."
+        metavar="FORMAT", rich_help_panel=RUNTIMES, autocompletion=one_of(FORMATS),
+        help="onnx, openvino, tensorrt; several with commas. Default: by -o, else by TARGET.",
     ),
-]
+]  # fmt: skip
 ShapesOpt = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME=LEAST:USUAL:MOST",
-        help="TensorRT: range of sizes of an input, such as x=1x3x224x224:8x3x224x224:32x3x224x224. Default: the "
-        "sizes in the samples of --calib.",
+        metavar="NAME=RANGE", rich_help_panel=TENSORRT,
+        help="Least, usual and most sizes of an input, such as x=1x3x64x64:4x3x64x64:8x3x64x64.",
     ),
-]
+]  # fmt: skip
 _Given = TypeVar("_Given")
 _DIGITS = 19  # most digits of a size; dimensions are int64
-BatchOpt = Annotated[int | None, typer.Option(help="Freeze the batch dimension at this size.", min=1)]
+BatchOpt = Annotated[
+    int | None, typer.Option(metavar="N", rich_help_panel=RUNTIMES, help="Fix the batch dimension at N.", min=1)
+]
 ShapeOpt = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=SIZES", help="Freeze an input, such as x=1x3x224x224. May be repeated."),
-]
+    typer.Option(
+        metavar="NAME=SIZES", rich_help_panel=RUNTIMES, help="Fix an input, such as x=1x3x224x224. Repeatable."
+    ),
+]  # fmt: skip
 HardwareOpt = Annotated[
-    list[str] | None, typer.Option(help="TensorRT: GPU architecture to compile for, such as sm89. May be repeated.")
+    list[str] | None,
+    typer.Option(metavar="NAME", rich_help_panel=TENSORRT, help="GPU to compile for, such as sm89. Repeatable."),
 ]
-HalfOpt = Annotated[bool, typer.Option("--half-weights", help="OpenVINO: store float weights as float16.")]
-TimingOpt = Annotated[Path | None, typer.Option(help="TensorRT: a timing cache to read and extend.")]
-MinutesOpt = Annotated[float, typer.Option(help="TensorRT: time limit for building, in minutes.", min=0.1)]
+HalfOpt = Annotated[
+    bool, typer.Option("--half-weights", rich_help_panel=RUNTIMES, help="OpenVINO: store float weights as float16.")
+]
+TimingOpt = Annotated[
+    Path | None, typer.Option(metavar="FILE", rich_help_panel=TENSORRT, help="A timing cache to read and extend.")
+]
+MinutesOpt = Annotated[
+    float, typer.Option(metavar="MINUTES", rich_help_panel=TENSORRT, help="Time limit for building.", min=0.1)
+]
 
 
 def split_commas(values: Sequence[str] | None) -> tuple[str, ...] | None:

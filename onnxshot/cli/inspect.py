@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 import onnxshot
 from onnxshot.cli import terminal
 from onnxshot.cli.options import (
@@ -16,6 +12,7 @@ from onnxshot.cli.options import (
     LengthOpt,
     MemoryOpt,
     ModelArg,
+    ModeOpt,
     PrecisionOpt,
     PresetOpt,
     TargetOpt,
@@ -28,7 +25,7 @@ from onnxshot.cli.options import (
 def inspect(
     model: ModelArg,
     target: TargetOpt = "ort",
-    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    mode: ModeOpt = "static",
     precision: PrecisionOpt = "int8",
     calib: CalibOpt = None,
     preset: PresetOpt = None,
@@ -39,7 +36,10 @@ def inspect(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show which nodes would be quantized, which would not, and why; with --calib also a summary of the inputs."""
+    """Show what would be quantized, what not, and why.
+
+    Needs no data. With --calib, also a summary of the inputs.
+    """
     reading = preset_of(preset, tokenizer, length)
     recipe = onnxshot.Recipe(
         target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from onnxshot.cli import streams
+from onnxshot.cli.completion import DEVICES, EFFORTS, MODES, PRECISIONS, PRESETS, SCOPES, TARGETS, one_of
+from onnxshot.cli.help import ACCURACY, DATA, GOALS, MACHINE, MESSAGES, RESULT, RUNTIMES, ZEROS
 from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files, Write
 from onnxshot.files.messages import shown
@@ -27,83 +29,188 @@ ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.
 CalibOpt = Annotated[
     str | None,
     typer.Option(
-        "--calib",
-        help="Calibration data: a folder of pictures (with --preset), of .wav, .flac, .txt, .npy or .npz files; one "
-        ".wav, .flac, .txt, .jsonl, .tsv or .npz file; an ONNX test_data_set folder; module:function or "
-        "file.py:function that yields dicts; or 'random'.",
+        "--calib", metavar="DATA", rich_help_panel=DATA,
+        help="Samples: a folder or file of pictures, sound, text or arrays; file.py:function; or 'random'.",
     ),
-]
+]  # fmt: skip
 PresetOpt = Annotated[
     str | None,
-    typer.Option(help="How pictures, sounds and texts become inputs: a name, a YAML file, or 'none' for raw arrays."),
-]
+    typer.Option(
+        metavar="NAME", rich_help_panel=DATA, autocompletion=one_of(PRESETS),
+        help="How pictures, sound and text become inputs: a name, a YAML file, or 'none'.",
+    ),
+]  # fmt: skip
 TokenizerOpt = Annotated[
     Path | None,
     typer.Option(
-        metavar="PATH",
-        help="For texts: a tokenizer.json, or the folder that holds it. Default: the one beside the model, or one "
-        "folder above.",
+        metavar="PATH", rich_help_panel=DATA,
+        help="Text: a tokenizer.json, or its folder. Default: the one beside the model.",
     ),
-]
+]  # fmt: skip
 LengthOpt = Annotated[
-    int | None, typer.Option(help="For texts: tokens of a sample. Default: what the model takes, 256 at most.", min=1)
-]
-TargetOpt = Annotated[str, typer.Option(help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.")]
+    int | None,
+    typer.Option(
+        metavar="N", rich_help_panel=DATA, min=1,
+        help="Text: tokens of a sample. Default: as the model takes, 256 at most.",
+    ),
+]  # fmt: skip
+TargetOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=RUNTIMES, autocompletion=one_of(TARGETS),
+        help="Where the model will run: ort, ort-avx2, openvino, tensorrt, portable.",
+    ),
+]  # fmt: skip
 PrecisionOpt = Annotated[
-    str, typer.Option(help="int8; fp16 or bf16 (16-bit floats, no int8); int8+fp16 (fp16 where int8 is not used).")
-]
-ThreadsOpt = Annotated[int, typer.Option(help="CPU threads of each inference.", min=1, max=MOST_THREADS)]
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=ACCURACY, autocompletion=one_of(PRECISIONS),
+        help="int8, fp16, bf16 or int8+fp16.",
+    ),
+]  # fmt: skip
+ThreadsOpt = Annotated[
+    int,
+    typer.Option(
+        metavar="N", rich_help_panel=MACHINE, min=1, max=MOST_THREADS, help="CPU threads of each inference."
+    ),
+]  # fmt: skip
 MemoryOpt = Annotated[
     str | None,
     typer.Option(
-        "--memory", metavar="SIZE",
-        help="Memory to use, such as 4G or 512M; larger models run in parts. Default: a quarter of what is free.",
+        "--memory", metavar="SIZE", rich_help_panel=MACHINE,
+        help="Memory to use, such as 4G. Default: a quarter of what is free.",
     ),
 ]  # fmt: skip
 SamplesOpt = Annotated[
-    str, typer.Option(help="auto: stop when the ranges have settled; all; or a number of samples, evenly spaced.")
+    str,
+    typer.Option(
+        metavar="N", rich_help_panel=DATA, autocompletion=one_of(("auto", "all")),
+        help="How many samples: a number, all, or auto (until the ranges settle).",
+    ),
+]  # fmt: skip
+DeviceOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=MACHINE, autocompletion=one_of(DEVICES),
+        help="Where calibration runs: cpu, cuda, openvino.",
+    ),
+]  # fmt: skip
+SeedOpt = Annotated[int, typer.Option(metavar="N", rich_help_panel=DATA, help="Seed of random samples.")]
+CacheOpt = Annotated[
+    bool,
+    typer.Option("--cache/--no-cache", rich_help_panel=MACHINE, help="Calibrate again, and leave the cache alone."),
 ]
-DeviceOpt = Annotated[str, typer.Option(help="Where calibration runs: cpu, cuda, openvino.")]
-CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Use the calibration cache.")]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+JsonOpt = Annotated[
+    bool, typer.Option("--json", rich_help_panel=MESSAGES, help="Print one JSON object on stdout, and nothing else.")
+]
 StatsOpt = Annotated[
-    Path | None, typer.Option(help="Statistics that 'onnxshot calibrate' wrote; the model is not calibrated again.")
-]
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=DATA, help="Statistics of 'onnxshot calibrate', in place of calibration."
+    ),
+]  # fmt: skip
+RecipeOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", metavar="FILE", rich_help_panel=RESULT,
+        help="What to do, as YAML, or a report that holds it. Options override it.",
+    ),
+]  # fmt: skip
 SetOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Set an argument, which the file spells ${NAME:DEFAULT}. Repeatable."
+        "--set", metavar="NAME=VALUE", rich_help_panel=RESULT,
+        help="An argument of the file, ${NAME:DEFAULT} there. Repeatable.",
     ),
-]
-ReportOpt = Annotated[Path | None, typer.Option(help="Also write the report here: as a page (.html), else as JSON.")]
+]  # fmt: skip
+ReportOpt = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=RESULT, help="Also write a report: a page (.html), else JSON."
+    ),
+]  # fmt: skip
 LogOpt = Annotated[
     list[str] | None,
-    typer.Option(metavar="KIND:WHERE", help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable."),
-]
+    typer.Option(
+        metavar="KIND:WHERE", rich_help_panel=RESULT, autocompletion=one_of(("tensorboard:", "wandb:", "mlflow:")),
+        help="Also log to tensorboard:FOLDER, wandb:PROJECT or mlflow:URI. Repeatable.",
+    ),
+]  # fmt: skip
 SearchTimeOpt = Annotated[
     float | None,
     typer.Option(
-        metavar="SECONDS",
-        help="Where the result is not good enough: how long to go on with other mixes of int8 and float; 0: not at "
-        "all. Default: as long as the run has taken, at least 30.",
+        metavar="SECONDS", rich_help_panel=ACCURACY,
+        help="How long to try to mend a bad result. Default: as long as the run, 30 at least.",
     ),
-]
+]  # fmt: skip
 AcceptOpt = Annotated[
     bool,
-    typer.Option("--accept", help="Accept a result below the floor of accuracy, or one that misses a goal: exit 0."),
-]
+    typer.Option(
+        "--accept", rich_help_panel=GOALS, help="Exit with 0 also for bad accuracy or a goal that is missed."
+    ),
+]  # fmt: skip
 BundleOpt = Annotated[
     Path | None,
     typer.Option(
-        help="Also write a bundle into this folder: the results, samples and a manifest. One folder per target."
+        metavar="DIR", rich_help_panel=RESULT,
+        help="Also write a folder to deploy: results, samples and a manifest.",
     ),
-]
+]  # fmt: skip
 ExcludeOpt = Annotated[
     list[str] | None,
-    typer.Option(help="Leave nodes in float: a glob over node names, tensor names and op types. May be repeated."),
-]
+    typer.Option(
+        metavar="GLOB", rich_help_panel=ACCURACY,
+        help="Leave nodes in float, by node name, tensor name or op type. Repeatable.",
+    ),
+]  # fmt: skip
 IncludeOpt = Annotated[
-    list[str] | None, typer.Option(help="Quantize nodes that a heuristic would leave in float: a glob as in --exclude.")
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", rich_help_panel=ACCURACY,
+        help="Quantize nodes that a rule would leave in float. Repeatable.",
+    ),
+]  # fmt: skip
+ModeOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=ACCURACY, autocompletion=one_of(MODES),
+        help="static (calibrated); dynamic or weights (no data); auto (the faster).",
+    ),
+]  # fmt: skip
+EffortOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=ACCURACY, autocompletion=one_of(EFFORTS),
+        help="What is tried for accuracy: fast, balanced or best (slow).",
+    ),
+]  # fmt: skip
+EvalOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--eval", metavar="CODE", rich_help_panel=GOALS,
+        help="file.py:function that scores a model; higher is better.",
+    ),
+]  # fmt: skip
+SparsityOpt = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", rich_help_panel=ZEROS, help="Share of the weights that become zero, such as 0.5."),
+]
+ScopeOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", rich_help_panel=ZEROS, autocompletion=one_of(SCOPES),
+        help="Zeros over layers: layer, global, erk, auto. Default: auto with --calib, else layer.",
+    ),
+]  # fmt: skip
+LayerOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB=SHARE", rich_help_panel=ZEROS, help="Sparsity of the layers that it matches. Repeatable."
+    ),
+]  # fmt: skip
+VerifyOpt = Annotated[
+    bool,
+    typer.Option("--verify/--no-verify", rich_help_panel=RESULT, help="Do not compare the result with the input."),
 ]
 
 

@@ -9,17 +9,23 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.completion import IMPORTANCES, PATTERNS, one_of
+from onnxshot.cli.help import CHANNELS, RESULT, ZEROS
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
+    LayerOpt,
     LengthOpt,
     MemoryOpt,
     ModelArg,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
+    ScopeOpt,
+    SparsityOpt,
     ThreadsOpt,
     TokenizerOpt,
+    VerifyOpt,
     files_of,
     layer_sparsity,
     preset_of,
@@ -34,66 +40,88 @@ if TYPE_CHECKING:
 
 def prune(
     model: ModelArg,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of the weights that become zero. N:M patterns fix their own share.")
-    ] = None,
+    sparsity: SparsityOpt = None,
     pattern: Annotated[
         str,
         typer.Option(
-            help="unstructured; N:M such as 2:4 (N of M neighbouring inputs stay); block:4x1; channels (removed whole)."
+            metavar="NAME", rich_help_panel=ZEROS, autocompletion=one_of(PATTERNS),
+            help="unstructured; N:M such as 2:4; block:4x1; or channels (removed whole).",
         ),
     ] = "unstructured",
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            help="How zeros are distributed over layers: layer, global, erk, or auto (by measured cost). "
-            "Default: auto with --calib, else layer."
-        ),
-    ] = None,
+    scope: ScopeOpt = None,
     calib: CalibOpt = None,
     preset: PresetOpt = None,
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.pruned.onnx beside the input.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
+            help="Default: MODEL.pruned.onnx, beside MODEL.",
+        ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Prune only nodes that this glob matches. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", rich_help_panel=ZEROS, help="Prune only the nodes that it matches. Repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Do not prune nodes that this glob matches. Repeatable.")
-    ] = None,
-    layer: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB=SPARSITY", help="Sparsity of the layers that GLOB matches. May be repeated."),
+        typer.Option(metavar="GLOB", rich_help_panel=ZEROS, help="Do not prune the nodes that it matches. Repeatable."),
     ] = None,
+    layer: LayerOpt = None,
     keep_zeros: Annotated[
-        bool, typer.Option("--keep-zeros", help="Keep the zeros of the input, and count them.")
+        bool,
+        typer.Option("--keep-zeros", rich_help_panel=ZEROS, help="Keep the zeros of the input, and count them."),
     ] = False,
     target_flops: Annotated[
-        float | None, typer.Option(help="Channels: share of the multiply-accumulates to keep.")
+        float | None,
+        typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the multiply-accumulates to keep."),
     ] = None,
-    target_params: Annotated[float | None, typer.Option(help="Channels: share of the parameters to keep.")] = None,
-    target_latency: Annotated[float | None, typer.Option(help="Channels: share of the latency to keep.")] = None,
+    target_params: Annotated[
+        float | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the parameters to keep.")
+    ] = None,
+    target_latency: Annotated[
+        float | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the latency to keep.")
+    ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Channels: largest allowed drop of the score of --eval.")
+        float | None,
+        typer.Option(metavar="POINTS", rich_help_panel=CHANNELS, help="Cut until the score of --eval fell by this."),
     ] = None,
     evaluation: Annotated[
-        str | None, typer.Option("--eval", help="file.py:function that scores a model; higher is better.")
+        str | None,
+        typer.Option(
+            "--eval", metavar="CODE", rich_help_panel=CHANNELS,
+            help="file.py:function that scores a model; higher is better.",
+        ),
     ] = None,
-    prune_scope: Annotated[str, typer.Option(help="Channels: all, mlp or heads.")] = "all",
-    multiple: Annotated[int, typer.Option(help="Channels: widths become a multiple of 1, 8 or 16.")] = 8,
+    prune_scope: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(("all", "mlp", "heads")),
+            help="What may be cut: all, mlp or heads.",
+        ),
+    ] = "all",
+    multiple: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=CHANNELS, help="Widths become a multiple of 1, 8 or 16.")
+    ] = 8,
     importance: Annotated[
-        str, typer.Option(help="Channels: how they are ranked: error, activation, batchnorm, l1, l2 or auto.")
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(IMPORTANCES),
+            help="How they are ranked: error, activation, batchnorm, l1, l2, auto.",
+        ),
     ] = "auto",
     samples: SamplesOpt = "auto",
     report: ReportOpt = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    verify: VerifyOpt = True,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Set weights of MODEL to zero in one shot; with calibration data, the remaining weights compensate."""
+    """Set weights of a model to zero, or remove channels.
+
+    With samples, the weights that stay make up for those that go. Zeros need a runtime that skips them to save time.
+    """
     from onnxshot.cli import tables
     from onnxshot.report.saving import save_report
 

@@ -11,12 +11,16 @@ import typer
 
 import onnxshot
 from onnxshot.cli import emit_options, terminal
+from onnxshot.cli.completion import ACTIVATION_TYPES, METHODS, QDQ_FORMATS, WEIGHT_TYPES, one_of
+from onnxshot.cli.help import ACCURACY, EXPERT, GOALS, RESULT, RUNTIMES
 from onnxshot.cli.options import (
     AcceptOpt,
     BundleOpt,
     CacheOpt,
     CalibOpt,
     DeviceOpt,
+    EffortOpt,
+    EvalOpt,
     ExcludeOpt,
     IncludeOpt,
     JsonOpt,
@@ -24,16 +28,20 @@ from onnxshot.cli.options import (
     LogOpt,
     MemoryOpt,
     ModelArg,
+    ModeOpt,
     PrecisionOpt,
     PresetOpt,
+    RecipeOpt,
     ReportOpt,
     SamplesOpt,
     SearchTimeOpt,
+    SeedOpt,
     SetOpt,
     StatsOpt,
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
+    VerifyOpt,
     files_of,
     is_given,
     preset_of,
@@ -56,71 +64,119 @@ def quantize(
     calib: CalibOpt = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where to write. Default: MODEL.PRECISION.onnx beside the input."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
+            help="Default: MODEL.PRECISION.onnx, beside MODEL.",
+        ),
     ] = None,
     target: TargetOpt = "ort",
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="static (calibrated; dynamic per op where better), dynamic (no data), weights (for size), auto (per "
-            "product: weights in blocks, or dynamic, whichever is faster at the rows of the samples)."
-        ),
-    ] = "static",
+    mode: ModeOpt = "static",
     precision: PrecisionOpt = "int8",
     preset: PresetOpt = None,
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
-    effort: Annotated[
-        str,
-        typer.Option(help="Accuracy: fast (ranges only), balanced (also channels and biases), best (also weights)."),
-    ] = "balanced",
+    effort: EffortOpt = "balanced",
     method: Annotated[
-        str, typer.Option(help="Range method: auto, minmax, moving-average, percentile, entropy, mse.")
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=ACCURACY, autocompletion=one_of(METHODS),
+            help="Ranges: auto, minmax, moving-average, percentile, entropy, mse.",
+        ),
     ] = "auto",
     format: Annotated[
-        str | None, typer.Option("--format", help="qdq (Q/DQ pairs) or qoperator; by default what TARGET runs best.")
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", rich_help_panel=EXPERT, autocompletion=one_of(QDQ_FORMATS),
+            help="qdq (pairs of Q and DQ) or qoperator. Default: by TARGET.",
+        ),
     ] = None,
-    activation_type: Annotated[str | None, typer.Option(help="uint8, int8, uint16, int16, float8e4m3fn.")] = None,
+    activation_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE", rich_help_panel=EXPERT, autocompletion=one_of(ACTIVATION_TYPES),
+            help="uint8, int8, uint16, int16, float8e4m3fn. Default: by TARGET.",
+        ),
+    ] = None,
     weight_type: Annotated[
-        str | None, typer.Option(help="int8, uint8, int16, uint16, float8e4m3fn; int4 with --mode weights.")
+        str | None,
+        typer.Option(
+            metavar="TYPE", rich_help_panel=EXPERT, autocompletion=one_of(WEIGHT_TYPES),
+            help="The same, and int4 with --mode weights.",
+        ),
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="With --mode weights: 4 or 8 bits, in blocks.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=ACCURACY, help="Weights in blocks of 4 or 8 bits, as for language models."
+        ),
+    ] = None,
     block: Annotated[
-        str | None, typer.Option(help="Inputs that share a scale: 16 to 256, or channel. Default: by TARGET and bits.")
+        str | None,
+        typer.Option(
+            metavar="N", rich_help_panel=ACCURACY,
+            help="Inputs of a block: 16 to 256, or channel. Default: by TARGET and bits.",
+        ),
     ] = None,
     asymmetric: Annotated[
-        bool | None, typer.Option("--asymmetric/--symmetric", help="Whether each block has a zero point of its own.")
+        bool | None,
+        typer.Option(
+            "--asymmetric/--symmetric", rich_help_panel=ACCURACY,
+            help="Whether each block has a zero point of its own.",
+        ),
     ] = None,
     per_channel: Annotated[
-        bool, typer.Option("--per-channel/--per-tensor", help="Weight scales per channel or per tensor.")
+        bool,
+        typer.Option(
+            "--per-channel/--per-tensor", rich_help_panel=EXPERT,
+            help="One scale for a weight, not one for each of its channels.",
+        ),
     ] = True,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Keep the scales of a quantized model, and quantize the rest.")
+        bool,
+        typer.Option(
+            "--complete", rich_help_panel=EXPERT, help="Keep the scales of a quantized model, and quantize the rest."
+        ),
     ] = False,
     portable_ops: Annotated[
-        bool, typer.Option("--portable-ops", help="Use standard operators only (int8 LSTMs run in ONNX Runtime alone).")
+        bool,
+        typer.Option(
+            "--portable-ops", rich_help_panel=RUNTIMES,
+            help="Standard operators only: no int8 LSTMs of ONNX Runtime.",
+        ),
     ] = False,
     samples: SamplesOpt = "auto",
     stats: StatsOpt = None,
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="A YAML recipe, or a report that holds one. Options override it.")
-    ] = None,
+    recipe_file: RecipeOpt = None,
     arguments: SetOpt = None,
     report: ReportOpt = None,
     log: LogOpt = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Goal: minimum SQNR of the outputs in dB.")] = None,
+    min_sqnr: Annotated[
+        float | None,
+        typer.Option(metavar="DB", rich_help_panel=GOALS, help="Goal: least SQNR of the outputs."),
+    ] = None,
     max_perplexity_rise: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Goal: largest rise of the perplexity of text: 2% or 0.02.")
+        str | None,
+        typer.Option(
+            metavar="SHARE", rich_help_panel=GOALS, help="Goal: most that perplexity may rise, such as 2%."
+        ),
     ] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Goal: largest allowed drop of the score of --eval.")] = None,
-    evaluation: Annotated[
-        str | None, typer.Option("--eval", help="file.py:function that scores a model; higher is better.")
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", rich_help_panel=GOALS, help="Goal: most that the score of --eval may fall."),
     ] = None,
-    max_latency: Annotated[float | None, typer.Option(help="Goal: maximum latency of one run in ms.")] = None,
-    max_size: Annotated[float | None, typer.Option(help="Goal: maximum size of the file in MB.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Time limit of the search for the goal, in minutes.")] = None,
+    evaluation: EvalOpt = None,
+    max_latency: Annotated[
+        float | None, typer.Option(metavar="MS", rich_help_panel=GOALS, help="Goal: most milliseconds of one run.")
+    ] = None,
+    max_size: Annotated[
+        float | None, typer.Option(metavar="MB", rich_help_panel=GOALS, help="Goal: most megabytes of the file.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", rich_help_panel=GOALS, help="Time limit of the search for the goal."),
+    ] = None,
     search_time: SearchTimeOpt = None,
     accept: AcceptOpt = False,
     bundle: BundleOpt = None,
@@ -132,18 +188,27 @@ def quantize(
     half_weights: emit_options.HalfOpt = False,
     timing_cache: emit_options.TimingOpt = None,
     build_minutes: emit_options.MinutesOpt = 30.0,
-    require_faster: Annotated[bool, typer.Option(help="Exit with 3 if the result is slower than the input.")] = False,
-    keep_overridable: Annotated[bool, typer.Option(help="Do not quantize weights that are also graph inputs.")] = False,
-    requantize: Annotated[bool, typer.Option(help="First convert a quantized model back to float.")] = False,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the input.")] = True,
+    require_faster: Annotated[
+        bool, typer.Option(rich_help_panel=GOALS, help="Exit with 3 if the result is slower than the input.")
+    ] = False,
+    keep_overridable: Annotated[
+        bool, typer.Option(rich_help_panel=EXPERT, help="Leave weights that are also inputs of the model as they are.")
+    ] = False,
+    requantize: Annotated[
+        bool, typer.Option(rich_help_panel=EXPERT, help="First convert a quantized model back to float.")
+    ] = False,
+    verify: VerifyOpt = True,
     cache: CacheOpt = True,
     device: DeviceOpt = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    seed: SeedOpt = 0,
     threads: ThreadsOpt = 2,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Quantize MODEL to int8 and prove the result against it."""
+    """Quantize a model, and prove the result against it.
+
+    MODEL may also be a folder that a library loads: every .onnx file in it is quantized.
+    """
     from onnxshot.api.bundle import of_beside, refuse_folder
     from onnxshot.cli import tables
     from onnxshot.delivery.artifacts import target_of_artifact

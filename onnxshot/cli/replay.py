@@ -9,6 +9,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.help import RESULT
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -37,13 +38,20 @@ def replay(
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write. Default: MODEL.replay.onnx beside the input.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
+            help="Default: MODEL.replay.onnx, beside MODEL.",
+        ),
     ] = None,
     cache: CacheOpt = True,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Repeat on MODEL the run that RECIPE records, and check that the bytes are the same. Exit code 3 if not."""
+    """Repeat a run from its record, to the same bytes.
+
+    Exit code 3 if the bytes differ.
+    """
     reading = preset_of(preset, tokenizer, length)
     out = output or model.parent / f"{model.stem}.replay.onnx"
     files = files_of(unnamed=() if output is not None else (out,))

@@ -8,6 +8,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
+from onnxshot.cli.help import RESULT
 from onnxshot.cli.options import (
     CacheOpt,
     CalibOpt,
@@ -17,6 +18,7 @@ from onnxshot.cli.options import (
     LengthOpt,
     MemoryOpt,
     ModelArg,
+    ModeOpt,
     PresetOpt,
     ReportOpt,
     SamplesOpt,
@@ -38,9 +40,10 @@ def sensitivity(
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     target: TargetOpt = "ort",
-    mode: Annotated[str, typer.Option(help="static, dynamic or weights.")] = "static",
+    mode: ModeOpt = "static",
     gains: Annotated[
-        bool, typer.Option("--gains", help="Also measure the gain if each node alone stays float.")
+        bool,
+        typer.Option("--gains", rich_help_panel=RESULT, help="Also measure the gain if each node alone stays float."),
     ] = False,
     exclude: ExcludeOpt = None,
     include: IncludeOpt = None,
@@ -52,7 +55,7 @@ def sensitivity(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure the error when each node alone runs in int8, worst first."""
+    """Measure what each node alone costs in int8, worst first."""
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)

@@ -8,20 +8,31 @@ import typer
 
 import onnxshot
 from onnxshot.cli import streams, terminal
+from onnxshot.cli.help import MACHINE
 from onnxshot.cli.options import JsonOpt, MemoryOpt
 from onnxshot.errors import UsageError
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 chooses a free one.", min=0, max=65535)] = 0,
-    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    port: Annotated[int, typer.Option(
+        metavar="N", rich_help_panel=MACHINE, help="The port to listen on; 0 chooses a free one.", min=0, max=65535
+    )] = 0,
+    browse: Annotated[
+        bool, typer.Option("--open/--no-open", rich_help_panel=MACHINE, help="Do not open the page in a browser.")
+    ] = True,
     max_upload: Annotated[
-        float, typer.Option(help="Size limit of the files of a job in MB, unpacked.", min=1)
+        float,
+        typer.Option(
+            metavar="MB", rich_help_panel=MACHINE, help="Size limit of the files of a job, unpacked.", min=1
+        ),
     ] = 2048.0,
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Serve a page on this machine only: drop a model and samples, compress, read the report, download."""
+    """Serve a page: drop a model and samples, compress.
+
+    It is for this machine only. Read the report there, and download the result.
+    """
     try:
         from onnxshot.ui.server import serve
     except ModuleNotFoundError as e:

@@ -23,7 +23,10 @@ def verify(
     memory: MemoryOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Check the files of a bundle by their hashes, and run its artifacts on the samples in it."""
+    """Check the files of a bundle, and run its samples.
+
+    Files are checked by their hashes, artifacts by the outputs that were recorded.
+    """
     found = onnxshot.verify(folder, threads=threads, memory=memory)
     tell(as_json, found.to_dict(), lambda: _show(found))
     if found.deviations:
