@@ -21,7 +21,7 @@ from onnxshot.maths.quant_scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.saving import save_report
-from onnxshot.report.values import rounded
+from onnxshot.report.values import rounded, stamped
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.workbench import Unit, Workbench, workbench
 from onnxshot.settings import Settings, budgeted
@@ -85,7 +85,7 @@ class Sensitivity:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
-        return values
+        return stamped(values)
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, or an HTML page where `path` ends in .html.

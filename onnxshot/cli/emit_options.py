@@ -102,12 +102,14 @@ def output_paths(
 
 def joint_report(reports: Mapping[str, Report]) -> dict[str, Any]:
     """Return the report of one target, or of several targets all artifacts and the reports by target."""
+    from onnxshot.report.values import stamped
+
     if len(reports) == 1:
         return next(iter(reports.values())).to_dict()
     every = {name: report.to_dict() for name, report in reports.items()}
     first = next(iter(every.values()))
     outputs = [artifact for values in every.values() for artifact in values["outputs"]]
-    return {"input": first["input"], "outputs": outputs, "reports": every}
+    return stamped({"input": first["input"], "outputs": outputs, "reports": every})
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:

@@ -325,6 +325,8 @@ def files_of(
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
     """Print the values as one JSON object on stdout, or call `show`, which prints for people."""
     if as_json:
-        streams.write(values)
+        from onnxshot.report.values import stamped
+
+        streams.write(stamped(values))
     else:
         show()

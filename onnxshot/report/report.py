@@ -14,7 +14,7 @@ from onnxshot.graph.skip import Skip
 from onnxshot.progress import doing
 from onnxshot.report.advice import is_slower
 from onnxshot.report.saving import save_report
-from onnxshot.report.values import Artifact, NodeReport, TensorReport, rounded, to_json
+from onnxshot.report.values import Artifact, NodeReport, TensorReport, rounded, stamped, to_json
 from onnxshot.report.verdict import Verdict, judge
 from onnxshot.runtimes.ort_versions import VersionNeeds
 
@@ -171,7 +171,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, including its `verdict`; floats are rounded."""
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
-        return values
+        return stamped(values)
 
     def to_json(self) -> str:
         """The report as a JSON object."""

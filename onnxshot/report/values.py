@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SCHEMA_VERSION = 1
+"""Version of the keys of all JSON, as `schema_version`. It grows when a key goes, or changes type, unit or meaning."""
 GOOD_DB = 10.0
 """SQNR below which a tensor is named as the likely cause of an error: its noise is a third of its signal."""
 GAP_DB = 3.0
@@ -110,6 +112,11 @@ class NodeReport:
     macs_share: float
     sparsity: float | None
     bits: int | None = None
+
+
+def stamped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values behind their `schema_version`."""
+    return {"schema_version": SCHEMA_VERSION, **values}
 
 
 def to_json(values: Mapping[str, Any]) -> str:

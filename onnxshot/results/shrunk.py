@@ -13,7 +13,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.graph.skip import Skip
-from onnxshot.report.values import rounded
+from onnxshot.report.values import rounded, stamped
 from onnxshot.report.verdict import Verdict, judge
 
 
@@ -82,7 +82,7 @@ class ShrinkReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, with its `verdict`."""
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
-        return values
+        return stamped(values)
 
     @property
     def verdict(self) -> Verdict:
