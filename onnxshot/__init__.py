@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from onnxshot.calibration.sound_preset import SoundPreset
     from onnxshot.calibration.text_preset import TextPreset
     from onnxshot.recipes.recipe import Recipe
+    from onnxshot.recipes.recipe_options import RecipeOptions
     from onnxshot.report.report import Report
     from onnxshot.results.folder import FolderResult
     from onnxshot.results.pruned import PruneReport, PruneResult
     from onnxshot.results.quantized import Result
+    from onnxshot.runtimes.base import EmitOptions
     from onnxshot.search.goal import Goal
     from onnxshot.settings import Settings
 
@@ -44,12 +46,14 @@ __version__ = "0.1.0"
 
 _PACKAGES = ("batch", "errors", "recipes")
 _HOMES = {
+    "EmitOptions": "onnxshot.runtimes.base",
     "FolderResult": "onnxshot.results.folder",
     "Goal": "onnxshot.search.goal",
     "Preset": "onnxshot.calibration.preset",
     "PruneReport": "onnxshot.results.pruned",
     "PruneResult": "onnxshot.results.pruned",
     "Recipe": "onnxshot.recipes.recipe",
+    "RecipeOptions": "onnxshot.recipes.recipe_options",
     "Report": "onnxshot.report.report",
     "Result": "onnxshot.results.quantized",
     "Settings": "onnxshot.settings",
@@ -76,12 +80,14 @@ _HOMES = {
 """The module of each public name."""
 
 __all__ = [
+    "EmitOptions",
     "FolderResult",
     "Goal",
     "Preset",
     "PruneReport",
     "PruneResult",
     "Recipe",
+    "RecipeOptions",
     "Report",
     "Result",
     "Settings",

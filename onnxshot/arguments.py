@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import functools
 import inspect
@@ -10,17 +9,18 @@ import numbers
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from onnxshot.errors import UsageError
 
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "None": type(None), "Path": os.PathLike, "float": numbers.Real, "int": numbers.Integral,
-}  # fmt: skip
-"""The classes that a name in an annotation accepts, where there are more than the class itself (numpy's numbers)."""
+_ACCEPTED: dict[type, tuple[type, ...]] = {Path: (os.PathLike,), float: (numbers.Real,), int: (numbers.Integral,)}
+"""The classes that a class in an annotation accepts, where there are more than itself (numpy's numbers)."""
+_NAMES = {type(None): "None"}
 
 
 def checked(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
@@ -52,15 +52,30 @@ def check_value(name: str, value: object, annotation: object, known: Mapping[str
     Args:
         name: of the value, in messages.
         value: the value.
-        annotation: as text. One that is not a list of plain classes accepts every value.
-        known: the classes that names in the annotation stand for.
+        annotation: as text. One that is not made of plain classes and literals accepts every value.
+        known: what names in the annotation stand for: classes, or types made of them.
     """
-    names = [part.strip() for part in annotation.split("|")] if isinstance(annotation, str) else []
-    kinds = [_KINDS.get(part, known.get(part, getattr(builtins, part, None))) for part in names]
-    if not kinds or Any in kinds or not all(isinstance(kind, type | tuple) for kind in kinds):
+    try:
+        kinds = _classes(eval(annotation, dict(known))) if isinstance(annotation, str) else ()
+    except (NameError, TypeError):  # a name that only type checkers import
         return
-    flat = tuple(one for kind in kinds for one in (kind if isinstance(kind, tuple) else (kind,)))
-    if not isinstance(value, flat) and bool not in flat:
+    flat = tuple(one for kind in kinds for one in _ACCEPTED.get(kind, (kind,)))
+    if kinds and not isinstance(value, flat) and bool not in flat:
         said = repr(value) if isinstance(value, int | float | str) else ""
         found = f"{type(value).__name__} {said[:40]}".strip() if value is not None else "None"
+        names = dict.fromkeys(_NAMES.get(kind) or getattr(kind, "called", kind.__name__) for kind in kinds)
         raise UsageError(f"{name} is {found}", f"give {' or '.join(names)}")
+
+
+def _classes(annotation: Any) -> tuple[type, ...]:
+    """The classes that a type is made of, those of its literals included; none where it says more than classes."""
+    if annotation is None:
+        return (type(None),)
+    if get_origin(annotation) is Literal:
+        return tuple(type(value) for value in get_args(annotation))
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    if not parts:
+        plain = isinstance(annotation, type) and annotation is not Any and get_origin(annotation) is None
+        return (annotation,) if plain else ()
+    found = [_classes(part) for part in parts]
+    return tuple(one for kinds in found for one in kinds) if all(found) else ()

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 from onnxshot import memory
 from onnxshot.arguments import check_fields
@@ -19,7 +19,8 @@ from onnxshot.progress import Progress, telling
 _Asked = ParamSpec("_Asked")
 _Result = TypeVar("_Result")
 
-DEVICES = ("cpu", "cuda", "openvino")
+Device = Literal["cpu", "cuda", "openvino"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 """Devices that calibration can run on."""
 
 MOST_THREADS = 1024
@@ -69,11 +70,11 @@ class Settings:
         200
     """
 
-    samples: int | str = "auto"
+    samples: int | Literal["auto", "all"] = "auto"
     verify: bool = True
     use_cache: bool = True
     threads: int = 2
-    device: str = "cpu"
+    device: Device = "cpu"
     memory: int | str | None = None
     seed: int = 0
     keep_overridable: bool = False

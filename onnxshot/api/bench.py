@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxshot.arguments import checked
+from onnxshot.arguments import check_value, checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -19,6 +19,7 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
+from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_bench import Latency, exceed
@@ -36,7 +37,7 @@ _BENCH_FEEDS = 8
 @one_blas_thread()
 @blames_model
 def bench(
-    models: Sequence[str | Path],
+    models: Sequence[ModelSource],
     calib: Any = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
@@ -48,7 +49,7 @@ def bench(
     """Time models in ONNX Runtime, in interleaved runs on the same samples.
 
     Args:
-        models: Paths of .onnx files; speedups are relative to the first.
+        models: Models, each as `quantize` takes it; speedups are relative to the first.
         calib: Samples, as `quantize` takes them. Default: random ones.
         preset: How samples become inputs.
         seconds: Time for all runs together, about.
@@ -71,11 +72,26 @@ def bench(
         >>> before, after = onnxshot.bench(["model.onnx", "model.int8.onnx"], seconds=2.0)
         >>> after.ratio  # times as fast as the first model
     """
-    if isinstance(models, str | Path) or not models or not all(isinstance(m, str | Path) for m in models):
-        raise UsageError("models is no list of paths of models", "give one or more, such as ['a.onnx', 'b.onnx']")
+    if not isinstance(models, Sequence) or isinstance(models, str | bytes) or not models:
+        raise UsageError("models is no list of models", "give one or more, such as ['a.onnx', 'b.onnx']")
     if not (math.isfinite(seconds) and seconds >= 0):
         raise UsageError(f"seconds is {seconds:g}", "give a finite number, 0 or above")
-    paths = [Path(m) for m in models]
+    for number, model in enumerate(models):
+        check_value(f"models[{number}]", model, "ModelSource", globals())
+    with model_files(*models) as paths:
+        rows = _timed(paths, calib, preset, seconds, threads, python)
+    return [_named(row, Path(name_of_source(model)), row.runtime) for row, model in zip(rows, models, strict=True)]
+
+
+def _timed(
+    paths: list[Path],
+    calib: Any,
+    preset: str | Preset | SoundPreset | TextPreset | None,
+    seconds: float,
+    threads: int,
+    python: str | Path | None,
+) -> list[Latency]:
+    """The rows of files."""
     loaded = [load_model(p) for p in paths]
     with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]

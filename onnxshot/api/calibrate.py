@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
@@ -27,6 +25,7 @@ from onnxshot.files.conflicts import Files, Read, Write
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.prepare import prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
@@ -38,7 +37,7 @@ from onnxshot.targets import target_named
 @one_blas_thread()
 @blames_model
 def calibrate(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any,
     *,
     output: str | Path | None = None,
@@ -50,7 +49,7 @@ def calibrate(
     """Run a model on calibration samples and collect statistics of its tensors.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: Calibration data, as `quantize` takes it.
         output: Path of an .npz file to write the statistics to. With None they stay in memory.
         preset: How samples become inputs.
@@ -71,6 +70,7 @@ def calibrate(
         >>> onnxshot.calibrate("model.onnx", "samples/", output="model.npz")
         >>> onnxshot.quantize("model.onnx", stats="model.npz")
     """
+    model = plain_source(model)
     settings, recipe = settings or Settings(), recipe or Recipe()
     loaded, target = load_model(model), target_named(recipe.target)
     files = settings.files.reading(*of_run(loaded, calib, preset))

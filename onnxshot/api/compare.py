@@ -18,6 +18,7 @@ from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.report import Report
 from onnxshot.report.values import TensorReport
+from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_executed import executed
@@ -33,8 +34,8 @@ from onnxshot.verification.weight_sizes import record_weights
 @one_blas_thread()
 @blames_model
 def compare(
-    reference: str | Path,
-    candidate: str | Path,
+    reference: ModelSource,
+    candidate: ModelSource,
     calib: Any,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
@@ -43,8 +44,8 @@ def compare(
     """Compare a model with its float original on all samples: outputs, tensors by name, int8 share and latency.
 
     Args:
-        reference: Path of the float model.
-        candidate: Path of the model made from it.
+        reference: The float model, as `quantize` takes it.
+        candidate: The model made from it, such as the result of `quantize`.
         calib: Samples, as `quantize` takes them. They are all used, since it is not known which of them the candidate
             was calibrated on.
         preset: How samples become inputs.
@@ -61,8 +62,20 @@ def compare(
         >>> report = onnxshot.compare("model.onnx", "model.int8.onnx", "samples/")
         >>> report.sqnr_db, report.agreement
     """
-    settings = settings or Settings()
-    reference, candidate = Path(reference), Path(candidate)
+    with model_files(reference, candidate) as (one, other):
+        report = _compared(one, other, calib, preset, settings or Settings())
+    report.input, report.recipe = name_of_source(candidate), {"reference": name_of_source(reference)}
+    return report
+
+
+def _compared(
+    reference: Path,
+    candidate: Path,
+    calib: Any,
+    preset: str | Preset | SoundPreset | TextPreset | None,
+    settings: Settings,
+) -> Report:
+    """The report on two files."""
     loaded = load_model(reference)
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from onnx import ModelProto
 
@@ -37,11 +37,13 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import write
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe_options import StageOptions, listed
 from onnxshot.recipes.requested_stages import requested_stages, with_portable_ops
-from onnxshot.recipes.stages import EmitStage, Stages
+from onnxshot.recipes.stages import EmitStage, PruneScope, Stages
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -54,26 +56,27 @@ from onnxshot.verification.compare_models import compare
 _BENCH_FEEDS = 8
 
 
+@listed
 @checked
 @budgeted
 @one_blas_thread()
 @blames_model
 def compress(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any,
     *,
     recipe: Stages | Recipe | str | Path | None = None,
     optim_level: float | None = None,
     sparsity: float | None = None,
     pattern: str | None = None,
-    scope: str | None = None,
+    scope: PruneScope | None = None,
     layers: Mapping[str, float] | None = None,
     spare: Sequence[str] = (),
     output: str | Path | None = None,
     keep_stages: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     settings: Settings | None = None,
-    **options: Any,
+    **options: Unpack[StageOptions],
 ) -> CompressResult:
     """Run stages on a model in order, by default prune and quantize.
 
@@ -82,7 +85,7 @@ def compress(
     stage and a quantize stage.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: Calibration data, as `quantize` takes it. The last quarter is held out: it judges all stages, and no
             stage learns from it.
         recipe: The stages, or the path of a recipe file. A recipe of quantization alone may be combined with the
@@ -112,6 +115,7 @@ def compress(
         ['input', 'pruned', 'quantized']
     """
     started = time.perf_counter()
+    model = plain_source(model)
     settings = settings or Settings()
     if calib is None:
         raise UsageError("there are no samples", "give --calib DATA: every stage learns from it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.values import rounded
+from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification.compare_models import compare
@@ -94,8 +95,8 @@ class Diff:
 @one_blas_thread()
 @blames_model
 def diff(
-    before: str | Path,
-    after: str | Path,
+    before: ModelSource,
+    after: ModelSource,
     calib: Any = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
@@ -107,8 +108,8 @@ def diff(
     quantization, and files before and after fusion can therefore be compared.
 
     Args:
-        before: Path of an .onnx file.
-        after: Path of another, made from the same model.
+        before: A model, as `quantize` takes it.
+        after: Another, made from the same model.
         calib: Samples to run both files on, as `quantize` takes them. Without, nothing is run.
         preset: How samples become inputs.
         settings: Threads, samples.
@@ -127,7 +128,19 @@ def diff(
         >>> found = onnxshot.diff("model.onnx", "model.int8.onnx")
         >>> found.changed
     """
-    before, after = Path(before), Path(after)
+    with model_files(before, after) as (one, other):
+        found = _difference(one, other, calib, preset, settings)
+    return replace(found, before=name_of_source(before), after=name_of_source(after))
+
+
+def _difference(
+    before: Path,
+    after: Path,
+    calib: Any,
+    preset: str | Preset | SoundPreset | TextPreset | None,
+    settings: Settings | None,
+) -> Diff:
+    """The differences of two files."""
     one, other = read_layers(before), read_layers(after)
     pairs, only_before, only_after = matched(one.layers, other.layers)
     factors = factors_of(one, pairs)

@@ -13,6 +13,7 @@ from onnxshot.diagnostics.machine import Extra, Package, Processor, extras, gpus
 from onnxshot.diagnostics.runtime_trials import Trial, convs, sums_saturate
 from onnxshot.errors import OnnxshotError
 from onnxshot.files.atomic_write import scratch
+from onnxshot.recipes.vocabulary import Precision, TargetName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact, rounded
 from onnxshot.runtimes.ort_bench import NOISE
@@ -64,7 +65,7 @@ def doctor(*, threads: int = 2) -> Diagnosis:
         >>> found = onnxshot.doctor()
         >>> found.verdicts["ort"]
     """
-    trials = [try_target(name, threads=threads) for name in TARGETS]
+    trials = [try_target(target.name, threads=threads) for target in TARGETS.values()]
     half = try_target(ORT.name, "fp16", threads=threads)
     try:
         saturates: bool | None = sums_saturate()
@@ -99,7 +100,7 @@ def _speed(trial: Trial) -> str:
     return f"runs at {trial.speedup:.2f}x of float ({faster}){db}"
 
 
-def try_target(target: str, precision: str = "int8", *, threads: int = 2, seconds: float = 0.3) -> Trial:
+def try_target(target: TargetName, precision: Precision = "int8", *, threads: int = 2, seconds: float = 0.3) -> Trial:
     """Quantize the network for a target and run it there. Errors are not raised but returned in the trial."""
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.normal(size=(1, 32, 28, 28)).astype(np.float32)} for _ in range(8)]

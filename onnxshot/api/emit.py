@@ -38,8 +38,10 @@ from onnxshot.passes.undo_large_folds import UndoLargeFolds
 from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
+from onnxshot.recipes.vocabulary import FormatName, TargetName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.model_inputs import fixed_shapes_for
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
@@ -59,17 +61,17 @@ from onnxshot.verification.reference import Reference, given, reference_of
 @one_blas_thread()
 @blames_model
 def emit(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     *,
-    to: str | Sequence[str] | None = None,
-    target: str = ORT.name,
+    to: FormatName | Sequence[FormatName] | None = None,
+    target: TargetName = ORT.name,
     output: str | Path,
     calib: Any = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     batch: int | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: EmitOptions | None = None,
-    reference: str | Path | ModelProto | None = None,
+    reference: ModelSource | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Normalize a model without compressing it, and write it in one or several formats.
@@ -78,7 +80,7 @@ def emit(
     the outputs stay the same. `skips` of the report lists the nodes that the target refuses or runs slower.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         to: 'onnx', 'openvino', 'tensorrt', or several of them. Default: what the suffix of `output` stands for.
         target: Target of the .onnx file. Other formats have a target of their own.
         output: Path to write to; other formats take its stem.
@@ -105,6 +107,8 @@ def emit(
         ['model.xml']
     """
     started = time.perf_counter()
+    model = plain_source(model)
+    reference = None if reference is None else plain_source(reference)
     settings = settings or Settings()
     formats = artifacts.formats_of((to,) if isinstance(to, str) else to, Path(output), ORT)
     targets = {name: target_named(target) if name == artifacts.ONNX else target_of(name) for name in formats}

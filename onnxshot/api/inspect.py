@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from onnx import ModelProto
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
@@ -25,6 +22,7 @@ from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
 from onnxshot.precision16.convert import predict_conversion
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -149,7 +147,7 @@ def _sparse(layers: tuple[Layer, ...]) -> list[str]:
 @one_blas_thread()
 @blames_model
 def inspect(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     *,
     recipe: Recipe | None = None,
     calib: Any = None,
@@ -161,7 +159,7 @@ def inspect(
     The model is only run to check the ranges of values for a 16-bit precision, if there is data.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         recipe: The recipe to plan for. Default: int8 for ONNX Runtime.
         calib: Calibration data, as `quantize` takes it.
         preset: How samples become inputs.
@@ -179,6 +177,7 @@ def inspect(
     Example:
         >>> print(onnxshot.inspect("model.onnx").to_text())
     """
+    model = plain_source(model)
     recipe = recipe or Recipe()
     if recipe.mode == "auto":
         raise UsageError("mode auto is settled by quantize, which measures", "inspect with --mode weights or dynamic")

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.preset import Preset
@@ -44,7 +42,8 @@ from onnxshot.pruning.prune_model import (
     restore_form,
 )
 from onnxshot.pruning.sparsity_per_layer import zero_counts
-from onnxshot.recipes.stages import PruneStage, Stages
+from onnxshot.recipes.stages import PruneScope, PruneStage, Stages
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -59,12 +58,12 @@ from onnxshot.verification.reference import Reference, reference_of
 @one_blas_thread()
 @blames_model
 def prune(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any = None,
     *,
     sparsity: float | None = None,
     pattern: str = "unstructured",
-    scope: str | None = None,
+    scope: PruneScope | None = None,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     include: Sequence[str] = (),
@@ -79,7 +78,7 @@ def prune(
     nothing is trained.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: Calibration data, as `quantize` takes it; the last quarter is held out to judge the result. Without data,
             weights are pruned by magnitude and nothing compensates for the zeros.
         sparsity: Share of the weights of all prunable layers that becomes zero, in [0, 1). An N:M pattern fixes it.
@@ -107,6 +106,7 @@ def prune(
         >>> result.save("model.sparse.onnx")
     """
     started, settings = time.perf_counter(), settings or Settings()
+    model = plain_source(model)
     asked = PruneStage.from_dict(
         {
             "sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers or {}, "include": include,

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from onnx import ModelProto
+from typing import Any, Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
@@ -26,8 +24,11 @@ from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.save import Draft
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.recipes.recipe_options import RecipeOptions, listed
+from onnxshot.recipes.vocabulary import FormatName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -41,12 +42,13 @@ from onnxshot.targets import target_named
 from onnxshot.targets.ort import ORT
 
 
+@listed
 @checked
 @budgeted
 @one_blas_thread()
 @blames_model
 def quantize(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any = None,
     *,
     stats: str | Path | None = None,
@@ -54,14 +56,14 @@ def quantize(
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
-    emit: Sequence[str] | None = None,
+    emit: Sequence[FormatName] | None = None,
     emit_options: EmitOptions | None = None,
-    **options: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Result:
     """Quantize an ONNX model for a target, and compare the result with the float model.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
+        model: path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: calibration data: a folder of pictures, .npy or .npz files; an .npz file; a test_data_set folder;
             'module:function'; an iterable of dicts from input name to array; or 'random'. Only mode 'static' needs it.
         stats: path of a statistics file that `calibrate` wrote for this model; no sample is run to calibrate then. If
@@ -89,6 +91,7 @@ def quantize(
         >>> result.report.sqnr_db, result.report.speedup
     """
     started = time.perf_counter()
+    model = plain_source(model)
     settings = settings or Settings()
     place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:

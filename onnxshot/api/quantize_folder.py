@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Unpack
 
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
@@ -22,6 +22,7 @@ from onnxshot.files.atomic_write import aside
 from onnxshot.files.conflicts import Files
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.report.report import Report
 from onnxshot.results.folder import FolderResult
 from onnxshot.settings import Settings, budgeted
@@ -29,6 +30,7 @@ from onnxshot.settings import Settings, budgeted
 _SHOWN = 5  # names in a note
 
 
+@listed
 @checked
 @budgeted
 def quantize_folder(
@@ -39,7 +41,7 @@ def quantize_folder(
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
-    **options: Any,
+    **options: Unpack[RecipeOptions],
 ) -> FolderResult:
     """Quantize all ONNX files of a folder as optimum, transformers.js or onnxruntime-genai load it, into such a folder.
 

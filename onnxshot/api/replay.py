@@ -34,6 +34,7 @@ from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.results.model_source import ModelSource, model_files
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
 
@@ -70,7 +71,7 @@ class Replayed:
 @one_blas_thread()
 @blames_model
 def replay(
-    model: str | Path,
+    model: ModelSource,
     recorded: str | Path,
     output: str | Path,
     *,
@@ -84,7 +85,7 @@ def replay(
     Nothing is searched or verified again: what the runs decided is read from the record.
 
     Args:
-        model: Path of the model that the first run was given.
+        model: The model that the first run was given, as `quantize` takes it.
         recorded: The .recipe.yaml file beside the result, or the result itself.
         output: Path to write to.
         calib: The samples. Default: the path in the record.
@@ -105,8 +106,22 @@ def replay(
         >>> again.same
         True
     """
+    with model_files(model) as (path,):
+        return _replayed(path, recorded, Path(output), calib, stats, preset, settings or Settings())
+
+
+def _replayed(
+    model: Path,
+    recorded: str | Path,
+    output: Path,
+    calib: Any,
+    stats: str | Path | None,
+    preset: str | Preset | SoundPreset | TextPreset | None,
+    settings: Settings,
+) -> Replayed:
+    """The result of the runs on a file."""
     started = time.perf_counter()
-    records, settings, output = load_records(Path(recorded)), settings or Settings(), Path(output)
+    records = load_records(Path(recorded))
     calib = records.source.get("calib") if calib is None else calib
     preset = _recorded_preset(records.source) if preset is None else preset
     loaded = load_model(model)
@@ -115,7 +130,7 @@ def replay(
     settings, preset = replace(settings, files=Files()), with_tokenizer(preset, model)
     calib = list(calib) if isinstance(calib, Iterator) else calib
     with scratch() as folder:
-        path = Path(model)
+        path = model
         for number, run in enumerate(records.runs, 1):
             try:
                 # The hashes are those of the last run's samples; earlier runs may have used others.

@@ -6,9 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from onnx import ModelProto
+from typing import Any, Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
@@ -20,8 +18,10 @@ from onnxshot.delivery.write_results import source_name
 from onnxshot.maths.quant_scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded, stamped
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.workbench import Unit, Workbench, workbench
 from onnxshot.settings import Settings, budgeted
@@ -96,12 +96,13 @@ class Sensitivity:
         save_report(self.to_dict(), path)
 
 
+@listed
 @checked
 @budgeted
 @one_blas_thread()
 @blames_model
 def sensitivity(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any,
     *,
     stats: str | Path | None = None,
@@ -109,7 +110,7 @@ def sensitivity(
     gains: bool = False,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
-    **options: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Sensitivity:
     """Quantize each node alone, per channel and per tensor, and measure the error that it causes.
 
@@ -117,7 +118,7 @@ def sensitivity(
     calibrated on.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
+        model: path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: calibration data, as `quantize` takes it.
         stats: path of a statistics file that `calibrate` wrote.
         preset: how samples become inputs.
@@ -140,6 +141,7 @@ def sensitivity(
         >>> [(row.node, row.per_channel_db) for row in table.nodes[:3]]
     """
     started = time.perf_counter()
+    model = plain_source(model)
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})
     settings = settings or Settings()
     settings.files.reading(*of_model_file(model), *of_run(None, calib, preset, stats=stats)).check()

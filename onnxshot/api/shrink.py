@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from onnx import ModelProto
+from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
@@ -32,7 +30,8 @@ from onnxshot.graph import Model
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.passes.unshare import Reshare
-from onnxshot.recipes.stages import ShrinkStage
+from onnxshot.recipes.stages import Importance, Multiple, ShrinkScope, ShrinkStage
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.shrink_findings import add_found, add_latency, add_missed
 from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
@@ -40,16 +39,13 @@ from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification.reference import Reference, reference_of
 
-Scope = Literal["all", "mlp", "heads"]
-Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
-
 
 @checked
 @budgeted
 @one_blas_thread()
 @blames_model
 def shrink(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any = None,
     *,
     target_flops: float | None = None,
@@ -57,8 +53,8 @@ def shrink(
     target_latency: float | None = None,
     max_drop: float | None = None,
     evaluate: Evaluate | str | None = None,
-    scope: Scope = "all",
-    multiple: int = 8,
+    scope: ShrinkScope = "all",
+    multiple: Multiple = 8,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     importance: Importance = "auto",
@@ -72,7 +68,7 @@ def shrink(
     one of `target_flops`, `target_params`, `target_latency` and `max_drop`.
 
     Args:
-        model: Path of an .onnx file, or a ModelProto.
+        model: Path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: Calibration data, as `quantize` takes it; at most 256 samples are used. Without data, channels are ranked
             by the norm of their weights, and nothing is fitted.
         target_flops: Share of the multiply-accumulates to keep, in (0, 1]. The choice also takes the time of the layers
@@ -116,6 +112,7 @@ def shrink(
         >>> result.save("model.small.onnx")
     """
     started, settings = time.perf_counter(), settings or Settings()
+    model = plain_source(model)
     asked = ShrinkStage.from_dict(
         {
             "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,

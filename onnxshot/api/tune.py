@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-from onnx import ModelProto
+from typing import Any, Unpack
 
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
@@ -28,7 +26,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.model import data_suffix
 from onnxshot.planning.block_schemes import bits_of
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.report.findings import float_in_effect
+from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
@@ -38,12 +38,13 @@ from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
 
 
+@listed
 @checked
 @budgeted
 @one_blas_thread()
 @blames_model
 def tune(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     calib: Any,
     goal: Goal,
     *,
@@ -52,7 +53,7 @@ def tune(
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
-    **options: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Result:
     """Quantize a model so that it reaches a goal, with as few nodes in float as the search finds to be enough.
 
@@ -61,7 +62,7 @@ def tune(
     that was found.
 
     Args:
-        model: path of an .onnx file, or a ModelProto.
+        model: path of an .onnx file, a ModelProto, its bytes, or a result.
         calib: calibration data, as `quantize` takes it. The goal is measured on the held-out samples.
         goal: what to reach, and how long to search.
         stats: path of a statistics file that `calibrate` wrote.
@@ -86,6 +87,7 @@ def tune(
         >>> result.report.goal["reached"], result.report.goal["float_nodes"]
     """
     started = time.perf_counter()
+    model = plain_source(model)
     over = with_mode(options) if recipe is None else options
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     settings, calib = settings or Settings(), _again(calib)

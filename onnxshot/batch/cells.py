@@ -45,7 +45,7 @@ class Cell:
     def stages(self) -> Stages:
         """The stages of the entry, with this target in each stage that quantizes."""
         stages = self.entry.stages.stages
-        return Stages(tuple(replace(s, target=self.target) if isinstance(s, Recipe) else s for s in stages))
+        return Stages(tuple(s.for_target(self.target) if isinstance(s, Recipe) else s for s in stages))
 
     def row(self, **values: Any) -> Row:
         """Make a row of this cell from further values."""

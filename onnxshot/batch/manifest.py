@@ -7,7 +7,7 @@ import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from onnxshot import memory
 from onnxshot.calibration.text_preset import MOST_LENGTH, TextPreset
@@ -21,6 +21,7 @@ from onnxshot.recipes.files import files_of, load_stages, read_values
 from onnxshot.recipes.keys import BadKey, KeyPath, is_number, refuse_unknown
 from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.recipes.stages import Stage, Stages
+from onnxshot.recipes.vocabulary import FormatName
 from onnxshot.remote.copies import matches
 from onnxshot.targets import RUNTIMES, TARGETS
 
@@ -80,9 +81,9 @@ class Entry:
     tokenizer: str | None = None
     length: int | None = None
     stats: str | None = None
-    samples: int | str = "auto"
+    samples: int | Literal["auto", "all"] = "auto"
     seed: int = 0
-    emit: tuple[str, ...] | None = None
+    emit: tuple[FormatName, ...] | None = None
     memory: int | str | None = None
     search_seconds: float | None = None
     accept: bool = False
@@ -246,7 +247,8 @@ class _Reader:
             memory.parsed(size)
         except UsageError as e:
             raise BadKey((*where, "memory"), e.message.removeprefix("memory "), e.hint) from e
-        formats, known = [emit] if isinstance(emit, str) else emit, (ONNX, *RUNTIMES)
+        formats: Any = [emit] if isinstance(emit, str) else emit
+        known = (ONNX, *RUNTIMES)
         listed = formats is None or (isinstance(formats, list) and formats)
         _ask((*where, "emit"), emit, listed, f"a list of {', '.join(known)}")
         for i, one in enumerate(formats or ()):

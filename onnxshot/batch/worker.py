@@ -84,8 +84,10 @@ def measured(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         others = [name for name in formats if name != ONNX]
         artifacts = report.outputs if ONNX in formats or not others else []
         if others:
-            artifacts = artifacts + emit(output, to=others, target=cell.target, output=output, calib=entry.calib,
-                preset=entry.reading, reference=entry.model, settings=settings).outputs  # fmt: skip
+            artifacts = artifacts + emit(
+                output, to=others, target=target_named(cell.target).name, output=output, calib=entry.calib,
+                preset=entry.reading, reference=entry.model, settings=settings,
+            ).outputs  # fmt: skip
             report.outputs = artifacts  # the verdict covers them
         if not artifacts[0].path.endswith(".onnx"):
             output.unlink()

@@ -80,10 +80,10 @@ def calibrate(
             raise UsageError(f"{len(model)} models were given", "calibrate one at a time; --merge joins statistics")
         with terminal.progress(not as_json) as show:
             settings = onnxshot.Settings(
-                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, memory=memory,
+                samples=samples_of(samples), use_cache=cache, threads=threads, device=device, memory=memory,  # type: ignore[arg-type]
                 seed=seed, progress=show,
             )  # fmt: skip
-            recipe = onnxshot.Recipe(target=target, include=tuple(include or ()))
+            recipe = onnxshot.Recipe.from_dict({"target": target, "include": include})
             found = onnxshot.calibrate(
                 model[0], calib, output=output, preset=reading, recipe=recipe, settings=settings, holdout=holdout
             )

@@ -141,7 +141,7 @@ def compress(
             accept=accept, files=files, progress=show,
         )  # fmt: skip
         result = onnxshot.compress(
-            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,
+            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,  # type: ignore[arg-type]
             layers=dict(map(layer_sparsity, layer or ())), spare=spare or (),
             output=out, keep_stages=keep_stages, preset=reading, recipe=recipe, settings=settings, **given,
         )  # fmt: skip

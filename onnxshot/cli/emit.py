@@ -90,7 +90,7 @@ def emit(
         files = files_of(report, unnamed=unnamed)
         settings = onnxshot.Settings(verify=verify, threads=threads, memory=memory, files=files, progress=show)
         found = onnxshot.emit(
-            model, to=formats, target=target, output=place, calib=calib, preset=reading, batch=batch,
+            model, to=formats, target=target, output=place, calib=calib, preset=reading, batch=batch,  # type: ignore[arg-type]
             shapes=parse_shapes(shape), options=options, settings=settings,
         )  # fmt: skip
     if report is not None:

@@ -41,8 +41,8 @@ def inspect(
     Needs no data. With --calib, also a summary of the inputs.
     """
     reading = preset_of(preset, tokenizer, length)
-    recipe = onnxshot.Recipe(
-        target=target, mode=mode, precision=precision, exclude=tuple(exclude or ()), include=tuple(include or ())
+    recipe = onnxshot.Recipe.from_dict(
+        {"target": target, "mode": mode, "precision": precision, "exclude": exclude, "include": include}
     )
     settings = onnxshot.Settings(memory=memory)
     found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=reading, settings=settings)

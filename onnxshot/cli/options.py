@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -237,10 +237,10 @@ def preset_of(preset: str | None, tokenizer: Path | None, length: int | None) ->
     return replace(base, tokenizer=tokenizer or base.tokenizer, length=length or base.length)
 
 
-def samples_of(text: str) -> int | str:
+def samples_of(text: str) -> int | Literal["auto", "all"]:
     """Parse the value of --samples. Raises UsageError if it is invalid."""
     if text in ("auto", "all"):
-        return text
+        return "auto" if text == "auto" else "all"
     if text.isdecimal() and len(text) < _DIGITS and int(text) > 0:
         return int(text)
     raise UsageError(f"--samples is {shown(text)}", "a number above 0, 'auto', or 'all'")

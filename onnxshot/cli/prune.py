@@ -156,7 +156,7 @@ def prune(
             )  # fmt: skip
         else:
             result = onnxshot.prune(
-                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=reading,
+                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=reading,  # type: ignore[arg-type]
                 include=include or (), exclude=exclude or (), layers=dict(map(layer_sparsity, layer or ())),
                 keep_zeros=keep_zeros, settings=settings,
             )  # fmt: skip

@@ -250,7 +250,7 @@ def quantize(
     if model.is_dir():
         files = files_of(report, recipe=recipe_file, arguments=arguments)
         values, made = quantize_folder(
-            model, calib, output, preset, replace(recipe, target=(targets or (recipe.target,))[0]),
+            model, calib, output, preset, recipe.for_target((targets or (recipe.target,))[0]),
             {**how_run, "files": files}, as_json=as_json,
             refused={
                 "--emit": emit, "--bundle": bundle, "--stats": stats, "a goal": goal,
@@ -288,7 +288,7 @@ def quantize(
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():
             result = make(
-                model, calib, stats=stats, output=out, preset=reading, recipe=replace(recipe, target=name),
+                model, calib, stats=stats, output=out, preset=reading, recipe=recipe.for_target(name),
                 settings=settings, **how,
             )  # fmt: skip
             reports[name] = result.report

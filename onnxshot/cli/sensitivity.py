@@ -59,7 +59,7 @@ def sensitivity(
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)
-    recipe = onnxshot.Recipe(target=target, mode=mode, exclude=tuple(exclude or ()), include=tuple(include or ()))
+    recipe = onnxshot.Recipe.from_dict({"target": target, "mode": mode, "exclude": exclude, "include": include})
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), use_cache=cache, threads=threads, memory=memory, files=files_of(report),

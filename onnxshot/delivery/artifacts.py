@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from onnxshot.calibration.readers import Dataset
 from onnxshot.errors import ModelError, TargetError, UsageError
@@ -19,6 +20,7 @@ from onnxshot.files.links import follow_link
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.save import Draft
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
+from onnxshot.recipes.vocabulary import TargetName
 from onnxshot.report.values import Artifact
 from onnxshot.runtimes.base import Dims, EmitOptions, Emitted, Loaded, Runtime
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench_loaded
@@ -30,7 +32,7 @@ from onnxshot.targets.base import Target
 from onnxshot.verification.compare_models import compare_loaded
 from onnxshot.verification.reference import Reference
 
-ONNX = "onnx"
+ONNX: Final = "onnx"
 _BENCH_FEEDS = 8
 
 
@@ -69,7 +71,7 @@ def runtime_of(name: str) -> Runtime:
     return RUNTIMES[name]
 
 
-def target_of_artifact(asked: Sequence[str] | None, output: Path | None) -> str | None:
+def target_of_artifact(asked: Sequence[str] | None, output: Path | None) -> TargetName | None:
     """The target of a run that names no target and makes a single artifact: the one of its format; else None."""
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()}
     named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None

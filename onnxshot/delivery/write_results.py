@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnx import ModelProto
 
@@ -15,6 +15,7 @@ from onnxshot.arguments import checked
 from onnxshot.delivery import output_files
 from onnxshot.delivery.input_files import of_model
 from onnxshot.delivery.record import leave_beside
+from onnxshot.delivery.user_session import session_of
 from onnxshot.files.atomic_write import aside, scratch
 from onnxshot.files.conflicts import Files
 from onnxshot.files.links import follow_link
@@ -22,6 +23,9 @@ from onnxshot.graph import Model, weights
 from onnxshot.graph.save import Draft, draft
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
 
 RANDOM_KEY = "onnxshot.calibrated_on_random_data"
 """Metadata key of models that were calibrated on random data."""
@@ -34,6 +38,9 @@ class Made:
     Attributes:
         model: the model, in memory. A run with an output path has written it there too.
     """
+
+    called: ClassVar[str] = "a result"
+    """Its name in messages."""
 
     model: Model
 
@@ -57,6 +64,43 @@ class Made:
         refuse_lost(self.model, Path(path))
         with draft(self.model, Path(path)) as written:
             return written.publish()
+
+    @property
+    def model_proto(self) -> ModelProto:
+        """The model as a ModelProto, which holds its weights.
+
+        Raises:
+            ModelError: the model is over 2 GiB, more than a ModelProto may have; `save` writes it.
+
+        Example:
+            onnx.save(onnxshot.quantize("model.onnx", "samples/").model_proto, "model.int8.onnx")
+        """
+        self.model.forget_inferred()
+        return self.model.to_proto()
+
+    def session(
+        self,
+        *,
+        sess_options: SessionOptions | None = None,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
+        **options: Any,
+    ) -> InferenceSession:
+        """Return a session of ONNX Runtime that runs the model; a model over 2 GiB waits in a temporary folder.
+
+        Args:
+            sess_options: how ONNX Runtime runs it, such as its threads.
+            providers: execution providers, the preferred one first.
+            **options: other arguments of `onnxruntime.InferenceSession`.
+
+        Raises:
+            ModelError: ONNX Runtime does not load the model.
+
+        Example:
+            session = onnxshot.quantize("model.onnx", "samples/").session()
+            session.run(None, {"x": x})
+        """
+        self.model.forget_inferred()
+        return session_of(self.model, sess_options, providers, options)
 
 
 def refuse_lost(model: Model, path: Path) -> None:

@@ -93,7 +93,7 @@ def _watched(model: Model, plan: Plan, recipe: Recipe) -> tuple[list[str], set[s
 
     The statistics of a model are then the same for every target, and one calibration is enough.
     """
-    asked = [Recipe(target=target, include=recipe.include) for target in TARGETS]
+    asked = [Recipe(target=target.name, include=recipe.include) for target in TARGETS.values()]
     plans = [*(make_plan(model, TARGETS[one.target], one) for one in asked), plan]
     names = list(dict.fromkeys(name for p in plans for name in p.observe))
     by_channel = {name for p in plans for name in p.watched}

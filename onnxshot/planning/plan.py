@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,11 @@ gathered: the node is a Gather of a table, and the gathered rows are dequantized
 integers into floats, which the runtime computes once, when it loads the file.
 """
 
-STATIC, DYNAMIC, WEIGHTS, HALF, FLOAT = "static", "dynamic", "weights", "half", "float"
+STATIC: Final = "static"
+DYNAMIC: Final = "dynamic"
+WEIGHTS: Final = "weights"
+HALF: Final = "half"
+FLOAT: Final = "float"
 STORED, DYNAMIC16 = "stored", "dynamic16"
 """Modes of a node.
 

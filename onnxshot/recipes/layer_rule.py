@@ -8,7 +8,19 @@ from typing import Any
 
 from onnxshot.recipes.keys import BadKey, refuse
 from onnxshot.recipes.plain_values import BLOCKS, Plain, is_block
-from onnxshot.recipes.vocabulary import BITS, METHODS, MODES_OF_LAYERS, WEIGHT_METHODS, WEIGHT_TYPES
+from onnxshot.recipes.vocabulary import (
+    BITS,
+    METHODS,
+    MODES_OF_LAYERS,
+    WEIGHT_METHODS,
+    WEIGHT_TYPES,
+    Bits,
+    Block,
+    Method,
+    ModeOfLayers,
+    WeightMethod,
+    WeightType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +38,14 @@ class LayerRule(Plain):
         BadKey: a value is wrong.
     """
 
-    mode: str | None = None
-    weight_type: str | None = None
-    bits: int | None = None
-    block: int | str | None = None
+    mode: ModeOfLayers | None = None
+    weight_type: WeightType | None = None
+    bits: Bits | None = None
+    block: Block | None = None
     asymmetric: bool | None = None
     per_channel: bool | None = None
-    weight_method: str | None = None
-    method: str | None = None
+    weight_method: WeightMethod | None = None
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         named = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
@@ -19,6 +19,17 @@ from onnxshot.recipes.vocabulary import (
     PRECISIONS,
     WEIGHT_METHODS,
     WEIGHT_TYPES,
+    ActivationType,
+    Bits,
+    Block,
+    Effort,
+    Format,
+    Method,
+    Mode,
+    Precision,
+    TargetName,
+    WeightMethod,
+    WeightType,
 )
 
 _OF_INT8 = (
@@ -84,25 +95,25 @@ class Recipe(Plain):
         ['lm_head']
     """
 
-    target: str = "ort"
-    mode: str = "static"
-    precision: str = "int8"
-    format: str | None = None
-    activation_type: str | None = None
-    weight_type: str | None = None
-    bits: int | None = None
-    block: int | str | None = None
+    target: TargetName = "ort"
+    mode: Mode = "static"
+    precision: Precision = "int8"
+    format: Format | None = None
+    activation_type: ActivationType | None = None
+    weight_type: WeightType | None = None
+    bits: Bits | None = None
+    block: Block | None = None
     asymmetric: bool | None = None
     per_channel: bool = True
-    effort: str = "balanced"
-    method: str = "auto"
+    effort: Effort = "balanced"
+    method: Method = "auto"
     grid: bool | None = None
     equalize: bool | None = None
     smooth: bool | None = None
     clip: bool | None = None
     look: bool | None = None
     place: bool | None = None
-    weight_method: str = "minmax"
+    weight_method: WeightMethod = "minmax"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -163,6 +174,10 @@ class Recipe(Plain):
             if rule.mode == "static" and self.mode not in ("static", "auto"):
                 said, hint = "is 'static', which does not go with", "set that to static, and give other layers rules"
                 raise BadKey(("layers", glob, "mode"), said, hint, ("mode",))
+
+    def for_target(self, name: str) -> Recipe:
+        """The same recipe for a target of any name; `target_named` refuses one that does not exist."""
+        return replace(self, target=cast("TargetName", name))
 
     @property
     def rules(self) -> dict[str, LayerRule]:

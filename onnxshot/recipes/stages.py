@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
@@ -12,11 +12,18 @@ from onnxshot.maths.pruning_masks import Pattern
 from onnxshot.recipes.keys import BadKey, is_number, refuse, texts
 from onnxshot.recipes.plain_values import Plain
 from onnxshot.recipes.recipe import Recipe, with_mode
+from onnxshot.recipes.vocabulary import FormatName
 
 CHANNELS = "channels"
 """The pattern of `prune` that stands for a shrink stage."""
-SCOPES, MULTIPLES = ("layer", "global", "erk", "auto"), (1, 8, 16)
-IMPORTANCES = ("auto", "error", "activation", "batchnorm", "l1", "l2")
+PruneScope = Literal["layer", "global", "erk", "auto"]
+ShrinkScope = Literal["all", "mlp", "heads"]
+Multiple = Literal[1, 8, 16]
+Importance = Literal["auto", "error", "activation", "batchnorm", "l1", "l2"]
+SCOPES: tuple[PruneScope, ...] = get_args(PruneScope)
+SHRINK_SCOPES: tuple[ShrinkScope, ...] = get_args(ShrinkScope)
+MULTIPLES: tuple[Multiple, ...] = get_args(Multiple)
+IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 _SHARE = "give a share from 0 up to but not including 1, such as 0.5"
 _KEPT = "give the share to keep, above 0 and up to 1"
 
@@ -41,7 +48,7 @@ class PruneStage(Plain):
 
     sparsity: float | None = None
     pattern: str = "unstructured"
-    scope: str | None = None
+    scope: PruneScope | None = None
     layers: Mapping[str, float] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -122,11 +129,11 @@ class ShrinkStage(Plain):
     target_latency: float | None = None
     max_drop: float | None = None
     evaluate: str | None = None
-    scope: str = "all"
-    multiple: int = 8
+    scope: ShrinkScope = "all"
+    multiple: Multiple = 8
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    importance: str = "auto"
+    importance: Importance = "auto"
 
     def __post_init__(self) -> None:
         targets, drop = self.targets, self.max_drop
@@ -144,7 +151,7 @@ class ShrinkStage(Plain):
             (
                 ("max_drop", drop, drop is None or (is_number(drop) and drop >= 0), "a finite number, 0 or above"),
                 ("evaluate", self.evaluate, isinstance(self.evaluate, str | None), "such as 'score.py:top1'"),
-                ("scope", self.scope, self.scope in ("all", "mlp", "heads"), "one of all, mlp, heads"),
+                ("scope", self.scope, self.scope in SHRINK_SCOPES, "one of all, mlp, heads"),
                 ("multiple", self.multiple, self.multiple in MULTIPLES, "one of 1, 8, 16"),
                 texts("include", self.include),
                 texts("exclude", self.exclude),
@@ -157,7 +164,7 @@ class ShrinkStage(Plain):
         if not has_data and self.importance in ("error", "activation"):
             hint = "give calibration data, or importance 'l1' or 'l2'"
             raise UsageError(f"importance {self.importance!r} needs data", hint)
-        by_default = "error" if has_data else "l2"
+        by_default: Importance = "error" if has_data else "l2"
         return replace(self, importance=by_default if self.importance == "auto" else self.importance)
 
     @property
@@ -181,7 +188,7 @@ class EmitStage(Plain):
         BadKey: a value is wrong.
     """
 
-    to: tuple[str, ...] = ()
+    to: tuple[FormatName, ...] = ()
     half_weights: bool = False
     hardware: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ from onnxshot.files.conflicts import Files, Write
 from onnxshot.files.links import follow_link
 from onnxshot.graph.save import draft
 from onnxshot.planning.plan import Plan
+from onnxshot.recipes.vocabulary import FormatName
 from onnxshot.report.report import Report
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.settings import Settings
@@ -35,7 +36,7 @@ class Result(Made):
     report: Report
     statistics: Statistics | None = None
 
-    def emit(self, to: str, folder: str | Path, options: EmitOptions | None = None) -> Path:
+    def emit(self, to: FormatName, folder: str | Path, options: EmitOptions | None = None) -> Path:
         """Write the model in a format, without running it.
 
         Args:

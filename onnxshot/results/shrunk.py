@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.delivery.record import leave_beside
-from onnxshot.delivery.write_results import refuse_lost
-from onnxshot.graph import Model
+from onnxshot.delivery.write_results import Made, refuse_lost
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.graph.skip import Skip
@@ -91,10 +90,9 @@ class ShrinkReport:
 
 
 @dataclass(slots=True)
-class ShrinkResult:
+class ShrinkResult(Made):
     """A smaller model and its report."""
 
-    model: Model
     report: ShrinkReport
 
     def save(self, path: str | Path) -> Path:

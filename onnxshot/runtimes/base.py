@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model
 from onnxshot.graph.skip import Skip
+from onnxshot.recipes.vocabulary import FormatName
 from onnxshot.runtimes.executed import Execution
 
 Feed = Mapping[str, NDArray[Any]]
@@ -160,7 +161,7 @@ class Runtime(ABC):
         ranged: True if the runtime compiles for a range of input shapes, which must then be known before `emit`.
     """
 
-    format: str
+    format: FormatName
     suffix: str
     extra: str
     ranged: bool = False

@@ -32,6 +32,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.planning.smoothable import PRODUCTS
 from onnxshot.recipes.command_line import options_of
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.recipes.vocabulary import Mode
 from onnxshot.recovery.group_search import GroupSearch, Mix, OutOfTime
 from onnxshot.recovery.plan_trials import SHORTEST_MS, PlanTrials
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
@@ -231,7 +232,7 @@ class Alternatives:
 
     # ------------------------------------------------------------------ whole recipes
 
-    def _in_mode(self, mode: str) -> Iterator[Recipe]:
+    def _in_mode(self, mode: Mode) -> Iterator[Recipe]:
         """The recipe in another mode; nothing if its rules for single layers cannot be combined with that mode."""
         with contextlib.suppress(UsageError):
             yield replace(self._asked, mode=mode)

@@ -11,7 +11,7 @@ import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -31,7 +31,7 @@ from onnxshot.runtimes import product_speed
 from onnxshot.runtimes.product_speed import Blocks, ProductSpeed
 from onnxshot.stages.prepare_model import Prepared
 
-AUTO = "auto"
+AUTO: Final = "auto"
 _SAMPLES = 16  # whose shapes are looked at
 _WORTH = 0.8  # share of the time of blocks from which int8 is taken: it is larger, and rounds activations coarsely
 _LOOKED_AT = 3  # samples on which errors are measured

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxshot.maths.affine import QuantScheme, QuantType
+from onnxshot.recipes.vocabulary import FormatName, TargetName
 from onnxshot.runtimes.base import Runtime
 
 
@@ -73,7 +74,7 @@ class Target:
         note: report note on deployment.
     """
 
-    name: str
+    name: TargetName
     activation: QuantScheme
     weight: QuantScheme
     types: frozenset[tuple[str, str]]
@@ -112,7 +113,7 @@ class Target:
     everywhere: bool = False
     runs_here: bool = True
     runtime: Runtime | None = None
-    emits: str = "onnx"
+    emits: FormatName = "onnx"
     keeps_half: bool = False
     half_note: str = ""
     note: str = ""

@@ -72,7 +72,7 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
 
 def test_examples_are_in_the_readme_and_on_the_pages_of_python_and_extending() -> None:
     pages = [page for page, _ in blocks("python")]
-    assert pages == ["README.md", "docs/extending.md", "docs/extending.md", "docs/python.md"]
+    assert {"README.md", "docs/extending.md", "docs/python.md"} <= set(pages)
 
 
 @pytest.mark.parametrize("text", named(blocks("yaml")))

@@ -1,0 +1,3 @@
+import onnxshot
+
+onnxshot.quantize("model.onnx", "samples/", effort="bst")  # wrong: arg-type
