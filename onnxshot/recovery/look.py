@@ -33,6 +33,7 @@ from onnxshot.planning.groups import PlanGroup, halves, plan_groups
 from onnxshot.planning.name_patterns import exact_patterns
 from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, STORED, WEIGHTS, Plan
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.advice import FLOOR_DB
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.rewriting.back_to_float import back_to_float
 from onnxshot.runtimes.ort_bench import NOISE, bench
@@ -315,11 +316,15 @@ class Looker:
     def _percent(self, one: _Part) -> float:
         """Percent of time that a candidate takes more than the plan as it is; negative where it is faster.
 
-        One that is slower than the float model, though the plan is not, costs more than it can gain.
+        It costs more than it can gain where it gives up half of the factor by which int8 is faster than float; of
+        outputs below the floor, where it gives up all of it.
         """
         if self._base_ms < _SHORTEST_MS:
             return 0.0
-        slower = self._times[one] > max(self._float_time, 1.0) * (1 + NOISE)
+        most = max(self._float_time, 1.0)
+        if self._db(_Part(())) >= FLOOR_DB:
+            most = math.sqrt(most)
+        slower = self._times[one] > most * (1 + NOISE)
         return math.inf if slower else 100 * (self._times[one] - 1)
 
     def _time(self, parts: Sequence[_Part]) -> None:

@@ -143,3 +143,17 @@ def test_kernels_rule_out_what_is_clearly_too_slow_without_timing_it(
     gain = {row["group"]: row["gain_db"] for row in found}
     assert gain[kept["group"]] == pytest.approx(kept["gain_db"])
     assert not timed and not any(row["kept"] for row in found)
+
+
+@pytest.mark.parametrize(
+    ("db", "times", "allowed"), [(20.0, 1.19, True), (20.0, 1.3, False), (10.0, 1.3, True), (10.0, 1.5, False)]
+)
+def test_half_of_the_speed_may_be_given_up_and_all_of_it_below_the_floor(
+    db: float, times: float, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 is 1.44 times as fast as float; 1.2 is half of that factor."""
+    looker = object.__new__(look.Looker)
+    part = look._Part(())
+    monkeypatch.setattr(look.Looker, "_db", lambda *_: db)
+    looker._base_ms, looker._float_time, looker._times = 1.0, 1.44, {part: times}
+    assert np.isfinite(looker._percent(part)) == allowed
