@@ -8,10 +8,9 @@ import contextlib
 import gc
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,16 +26,17 @@ from onnxshot.cli.compress import compress
 from onnxshot.cli.diff import diff
 from onnxshot.cli.doctor import doctor
 from onnxshot.cli.emit import emit
+from onnxshot.cli.failures import INTERRUPTED, failure_of
 from onnxshot.cli.help import AUTOMATE, COMPRESS, DEPLOY, THIS_MACHINE, UNDERSTAND, Command, Group
 from onnxshot.cli.inspect import inspect
 from onnxshot.cli.prune import prune
 from onnxshot.cli.quantize import quantize
 from onnxshot.cli.replay import replay
 from onnxshot.cli.sensitivity import sensitivity
-from onnxshot.cli.signals import Stopped, listen, received
+from onnxshot.cli.signals import Stopped, listen
 from onnxshot.cli.ui import ui
 from onnxshot.cli.verify import verify
-from onnxshot.errors import OnnxshotError, UsageError, in_place
+from onnxshot.errors import OnnxshotError, UsageError
 
 app = typer.Typer(
     name="onnxshot",
@@ -46,8 +46,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compress exported ONNX models in one shot: no training code, no labels, with proof.",
 )
-
-_INTERRUPTED = 130  # what Typer returns after Ctrl-C: 128 + SIGINT, as shells do
 
 _GROUPS = {
     COMPRESS: (quantize, prune, compress),
@@ -114,7 +112,7 @@ def entry() -> None:
         try:
             streams.prepare(sys.argv[1:])  # first: a file opened earlier could get the descriptor of a closed stream
         except OnnxshotError as error:
-            _fail(str(error), error.exit_code)
+            _end(error)
         blas_threads.one_in_process()
         memory.share_heaps()
         _import_command(sys.argv[1:])
@@ -122,8 +120,8 @@ def entry() -> None:
         gc.set_threshold(_ALLOCATIONS)
         try:
             listen()
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing is half written", _INTERRUPTED)
+        except KeyboardInterrupt as error:
+            _end(error)
         main()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0
@@ -132,71 +130,28 @@ def entry() -> None:
 
 def main() -> None:
     """Run the command. Print any error as one line on stderr, without a traceback, and exit with its code."""
+    streams.hold("--json" in sys.argv[1:])
     try:
         code = app(standalone_mode=False)
-        if code == _INTERRUPTED:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
+        streams.finish()
         sys.exit(code if isinstance(code, int) else 0)
-    except OnnxshotError as error:
-        _tell_signal()
-        _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(streams.BROKEN_PIPE)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich prints help, and exits with 1 here
             sys.exit(streams.BROKEN_PIPE)
         raise
-    except KeyboardInterrupt:
-        _fail(_interrupted(), _INTERRUPTED)
-    except Stopped as stopped:
-        _fail(str(stopped), stopped.exit_code)
-    except Exception as error:
-        _tell_signal()
-        if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
-            text = error.format_message()
-            if not text:  # no command was given, so the help was printed
-                sys.exit(2)
-            _fail(f"{text} (onnxshot COMMAND --help lists the options)", 2)
-        if os.environ.get("ONNXSHOT_DEBUG"):
-            raise
-        if isinstance(error, OSError):  # such as a full disk or a missing permission
-            place = f"{in_place(str(error.filename))}: " if error.filename is not None else ""
-            _fail(f"{place}{error.strerror or error}", UsageError.exit_code)
-        if isinstance(error, UnicodeEncodeError):  # such as a sample's name, which a zip archive cannot hold
-            name = error.object[max(0, error.start - 40) : error.end + 40]
-            _fail(f"{name!r} is not UTF-8 and cannot be written (rename it)", UsageError.exit_code)
-        if isinstance(error, MemoryError):
-            _fail("there is not enough memory (try fewer threads, or a smaller batch)", UsageError.exit_code)
-        _fail(f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where", 1)
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        _end(error)
+    finally:
+        streams.hold(False)
 
 
-def _tell_signal() -> None:
-    """End the command as a signal does, where one was received: an import may have made an error of it."""
-    number = received()
-    if number == signal.SIGINT:
-        _fail(_interrupted(), _INTERRUPTED)
-    if number is not None:
-        stopped = Stopped(number)
-        _fail(str(stopped), stopped.exit_code)
-
-
-def _interrupted() -> str:
-    return f"interrupted; nothing is half written{_kept()}"
-
-
-def _kept() -> str:
-    """What an interrupted command leaves for the next run, as the end of a sentence."""
-    journal = sys.modules.get("onnxshot.execution.calibration_journal")  # else nothing was calibrated
-    return ", and the next run goes on with what was calibrated" if journal is not None and journal.goes_on() else ""
-
-
-def _printable(message: str) -> str:
-    r"""Return a message as one line without control characters; bytes that are not UTF-8 appear as \udcxx."""
-    line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in message)
-    return " ".join(line.split())
-
-
-def _fail(message: str, code: int) -> None:
-    with contextlib.suppress(OSError, ValueError):  # stderr is closed or full: only the exit code remains
-        sys.stderr.write(f"error: {_printable(message)}\n")
-    sys.exit(code)
+def _end(error: BaseException) -> NoReturn:
+    """End the command as this error says."""
+    failure = failure_of(error)
+    if failure is None:  # no command was given, so the help was printed
+        sys.exit(UsageError.exit_code)
+    failure.end()

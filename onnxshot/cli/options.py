@@ -323,10 +323,10 @@ def files_of(
 
 
 def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
-    """Print the values as one JSON object on stdout, or call `show`, which prints for people."""
+    """Print the values as one JSON object on stdout when the command ends, or call `show`, which prints for people."""
     if as_json:
         from onnxshot.report.values import stamped
 
-        streams.write(stamped(values))
+        streams.tell(stamped(values))
     else:
         show()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from onnxshot.errors import UsageError
@@ -14,6 +15,17 @@ BROKEN_PIPE = 141
 """The exit code after a broken pipe: 128 + SIGPIPE, as shells use."""
 _HELP = {"-h", "--help", "--version"}
 _ours: TextIO | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """The object that a command with --json prints when it ends, and whether one was printed."""
+
+    values: dict[str, Any] | None = None
+    written: bool = False
+
+
+_held: _Held | None = None
 
 
 def prepare(arguments: list[str]) -> None:
@@ -44,6 +56,28 @@ def prepare(arguments: list[str]) -> None:
     os.dup2(2, 1)
 
 
+def hold(wanted: bool) -> None:
+    """With --json: keep what `tell` is given until `finish`, so that a later error goes into the same object."""
+    global _held
+    _held = _Held() if wanted else None
+
+
+def tell(values: dict[str, Any]) -> None:
+    """Print the result of a command as JSON: at its end, or at once where nothing holds it."""
+    if _held is None:
+        write(values)
+    else:
+        _held.values = values
+
+
+def finish(more: dict[str, Any] | None = None) -> None:
+    """Print what was held, with these values, such as the error that ended the command; as `write` does."""
+    global _held
+    ended, _held = _held, None
+    if ended is not None and not ended.written and (values := {**(ended.values or {}), **(more or {})}):
+        write(values)
+
+
 def write(values: dict[str, Any]) -> None:
     r"""Write one line of JSON to stdout, in UTF-8 for any locale; bytes of names that are not UTF-8 appear as \udcxx.
 
@@ -51,6 +85,8 @@ def write(values: dict[str, Any]) -> None:
         BrokenPipeError: nobody reads stdout.
         UsageError: it cannot be written, for example because the disk is full.
     """
+    if _held is not None:
+        _held.written = True
     stream = _ours or sys.stdout
     try:
         stream.write(text_of(values) + "\n")

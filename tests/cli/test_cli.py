@@ -34,11 +34,24 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line that is all of stderr."""
+        """The one line that is all of stderr, where nothing is on stdout."""
         assert self.out == ""
+        return self.line
+
+    @property
+    def line(self) -> str:
+        """The one line that is all of stderr."""
         (line,) = self.err.splitlines()
         assert line.startswith("error: ")
         return line
+
+    @property
+    def json_error(self) -> Any:
+        """The error in the one JSON object that is all of stdout."""
+        (line,) = self.out.splitlines()
+        error = json.loads(line)["error"]
+        assert error["code"] == self.code
+        return error
 
 
 class Shell:
@@ -138,7 +151,7 @@ def test_options_reach_the_recipe(shell: Shell) -> None:
         "--exclude", "c1", "--exclude", "Softm?x*", "--samples", "4", "--no-verify", "--no-cache", "--json",
     )  # fmt: skip
     assert ran.code == 2
-    assert "exclude pattern 'Softm?x*'" in ran.error
+    assert "exclude pattern 'Softm?x*'" in ran.json_error["message"]
     ran = shell(
         "quantize", "net.onnx", "--calib", "calib.npz", "--target", "ort-avx2", "--method", "minmax", "--per-tensor",
         "--exclude", "c1", "--include", "Add", "--samples", "4", "--no-verify", "--no-cache", "--json",
@@ -238,6 +251,8 @@ def test_require_faster_exits_3_with_the_file_written(shell: Shell) -> None:
     ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", "--json", *QUICK)
     assert ran.code == 3
     assert json.loads(ran.out)["latency"]["speedup"] == 0.5
+    assert ran.json_error["kind"] == "GoalMissed"
+    assert "--require-faster" in ran.json_error["hint"]
     ran = shell("quantize", "net.onnx", "--calib", "calib.npz", "--require-faster", "--no-verify")
     assert ran.code == 3
     assert "not measured" in ran.err
@@ -275,7 +290,12 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
     before = names(shell.folder)
     ran = shell(*args, *(["--json"] if as_json else []))
     assert ran.code == code, ran.err
-    assert words in ran.error
+    assert words in (ran.line if as_json else ran.error)
+    if as_json:
+        error = ran.json_error
+        kind = getattr(onnxshot.errors, error["kind"])
+        assert kind.exit_code == code
+        assert ran.line == f"error: {kind(error['message'], error['hint'])}"
     assert names(shell.folder) == before
 
 
@@ -284,6 +304,10 @@ def test_wrong_options_exit_2(shell: Shell, args: list[str]) -> None:
     ran = shell(*args)
     assert (ran.code, ran.out) == (2, "")
     assert "--help" in ran.error
+    error = shell(*args, "--json").json_error
+    assert (error["code"], error["kind"]) == (2, "UsageError")
+    assert "--help" in error["hint"]
+    assert error["message"] in ran.error
 
 
 def test_an_internal_error_is_one_line_and_code_1(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +318,7 @@ def test_an_internal_error_is_one_line_and_code_1(shell: Shell, monkeypatch: pyt
     ran = shell("quantize", "net.onnx")
     assert ran.code == 1
     assert ran.error == "error: internal error: ZeroDivisionError: division by zero; ONNXSHOT_DEBUG=1 shows where"
+    assert shell("quantize", "net.onnx", "--json").json_error["kind"] == "InternalError"
     monkeypatch.setenv("ONNXSHOT_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         shell("quantize", "net.onnx")

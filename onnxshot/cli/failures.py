@@ -1,0 +1,104 @@
+"""How a command fails: one line on stderr, an exit code and, with --json, one object on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+from onnxshot.cli import streams
+from onnxshot.cli.signals import Stopped, received
+from onnxshot.errors import OnnxshotError, UsageError, in_place
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells use. Typer returns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a command ended.
+
+    Attributes:
+        code: the exit code.
+        kind: the class of the error in `onnxshot.errors`; else 'Interrupted', 'Stopped' or 'InternalError'.
+        message: what is wrong, and where.
+        hint: what to do about it; may be empty.
+    """
+
+    code: int
+    kind: str
+    message: str
+    hint: str = ""
+
+    @property
+    def line(self) -> str:
+        """The failure in one line."""
+        return _printable(f"{self.message} ({self.hint})" if self.hint else self.message)
+
+    def end(self) -> NoReturn:
+        """Print the failure and end the command with its exit code."""
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed or full: only the exit code remains
+            sys.stderr.write(f"error: {self.line}\n")
+        from onnxshot.report.values import stamped
+
+        texts = {"message": _printable(self.message), "hint": _printable(self.hint)}
+        with contextlib.suppress(OSError, ValueError, UsageError):
+            streams.finish(stamped({"error": {**asdict(self), **texts}}))
+        sys.exit(self.code)
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """The failure that an exception is; None for a usage error without a text, after which help was printed.
+
+    A signal counts as the cause of any error after it, as an import may have made another error of it.
+
+    Raises:
+        BaseException: the error itself, where ONNXSHOT_DEBUG asks for a traceback.
+    """
+    number = received()
+    if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
+        return Failure(INTERRUPTED, "Interrupted", f"interrupted; nothing is half written{_kept()}")
+    if isinstance(error, Stopped) or number is not None:
+        stopped = error if isinstance(error, Stopped) else Stopped(number or signal.SIGTERM)
+        return Failure(stopped.exit_code, "Stopped", str(stopped))
+    if isinstance(error, OnnxshotError):
+        public = next(kind for kind in type(error).__mro__ if kind.__module__ == OnnxshotError.__module__)
+        return Failure(error.exit_code, public.__name__, error.message, error.hint)
+    if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
+        text = error.format_message()
+        return _usage(text, "onnxshot COMMAND --help lists the options") if text else None
+    if os.environ.get("ONNXSHOT_DEBUG"):
+        raise error
+    return _from_python(error)
+
+
+def _from_python(error: BaseException) -> Failure:
+    """An error that Python raises: of the system, or a fault of onnxshot."""
+    if isinstance(error, OSError):  # such as a full disk or a missing permission
+        place = f"{in_place(str(error.filename))}: " if error.filename is not None else ""
+        return _usage(f"{place}{error.strerror or error}")
+    if isinstance(error, UnicodeEncodeError):  # such as a sample's name, which a zip archive cannot hold
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        return _usage(f"{name!r} is not UTF-8 and cannot be written", "rename it")
+    if isinstance(error, MemoryError):
+        return _usage("there is not enough memory", "try fewer threads, or a smaller batch")
+    return Failure(1, "InternalError", f"internal error: {type(error).__name__}: {error}; ONNXSHOT_DEBUG=1 shows where")
+
+
+def _usage(message: str, hint: str = "") -> Failure:
+    return Failure(UsageError.exit_code, UsageError.__name__, message, hint)
+
+
+def _kept() -> str:
+    """What an interrupted command leaves for the next run, as the end of a sentence."""
+    journal = sys.modules.get("onnxshot.execution.calibration_journal")  # else nothing was calibrated
+    return ", and the next run goes on with what was calibrated" if journal is not None and journal.goes_on() else ""
+
+
+def _printable(message: str) -> str:
+    r"""Return a message as one line without control characters; bytes that are not UTF-8 appear as \udcxx."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in message)
+    return " ".join(line.split())
