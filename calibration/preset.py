@@ -125,6 +125,12 @@ def preset_names(kind: str | None = None) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in fitting)
 
 
+def about_preset(name: str) -> str:
+    """What a preset that ships is for, in a sentence: the first line of its file."""
+    text = resources.files("onnxshot.calibration.presets").joinpath(f"{name}.yaml").read_text("utf-8")
+    return text.splitlines()[0].removeprefix("# ")
+
+
 def load_preset(name_or_path: str) -> Preset | SoundPreset | TextPreset | None:
     """Load a preset by name, or from a YAML file: of pictures, of sounds or of texts, as its `kind` says.
 

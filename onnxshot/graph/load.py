@@ -180,6 +180,11 @@ def first_line(error: BaseException | str, limit: int = 400) -> str:
     return "".join(c if c.isprintable() else "?" for c in line[:limit])
 
 
+def other_format(suffix: str) -> tuple[str, str] | None:
+    """What a file of a suffix such as ".pt" is, and the step that makes it ONNX; None for other suffixes."""
+    return _OTHER_FORMATS.get(suffix.lower())
+
+
 def _refuse_other_formats(path: Path) -> None:
     try:
         if path.is_dir():

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from onnxshot.ui.uploads import safe_name, safe_path, unpack
 KINDS = ("model", "calib", "preset")
 _TEMPORARY = "tmp"
 _UPLOADING, _RUNNING, _DONE, _FAILED = "uploading", "running", "done", "failed"
+_PAUSE_SECONDS = 3.0  # between two files of an upload that goes on
 
 
 class Job:
@@ -45,7 +48,10 @@ class Job:
         for name in (*KINDS, "out", _TEMPORARY):
             (self.folder / name).mkdir()
         self._step: list[Any] = []
-        self._error = ""
+        self._error, self._hint, self._missed = "", "", list[str]()
+        self._asked: dict[str, Any] = {}
+        self._began, self._ended = 0.0, 0.0  # of the run, in seconds of the monotonic clock
+        self._heard = time.monotonic()  # when a file last came
         self._incoming = 0  # number of files that are being written
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -58,16 +64,27 @@ class Job:
         """
         path = self._place(kind, name)
         self._incoming += 1
+        self._heard = time.monotonic()
         try:
             yield path
         except BaseException as e:
-            self.state, self._error = _FAILED, f"{name} was not received completely: {e}"
+            self.state, self._error = _FAILED, f"{name} was not received completely"
+            self._hint = str(e) or "the page was left or the connection lost: give the files again"
             path.unlink(missing_ok=True)
             if isinstance(e, OSError):  # the disk is full, or the job was closed meanwhile
                 raise Refused(f"{name} cannot be written: {e.strerror}", status=NO_ROOM) from e
             raise
         finally:
             self._incoming -= 1
+            self._heard = time.monotonic()
+
+    @property
+    def busy(self) -> str:
+        """What goes on, so that no other job may begin; empty if nothing does."""
+        if self.state == _RUNNING:
+            return "a job is running"
+        heard = self._incoming or time.monotonic() - self._heard < _PAUSE_SECONDS
+        return "files of another run are being sent" if self.state == _UPLOADING and self.used and heard else ""
 
     def take(self, count: int) -> None:
         """Count bytes that are about to be written. Raises Refused if they exceed the limit."""
@@ -95,7 +112,8 @@ class Job:
             source_tree.command("onnxshot.ui.worker"), env=self._environment(), cwd=self.folder,
             start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
-        self.state = _RUNNING
+        self.state, self._began = _RUNNING, time.monotonic()
+        self._asked = {**asdict(asked), "model": Path(json.loads(request)["model"]).name}
         self._reader = threading.Thread(target=self._follow, args=(self._process, request), daemon=True)
         self._reader.start()
 
@@ -103,9 +121,14 @@ class Job:
         """Return the state of the job as the page shows it."""
         outputs = sorted(p for p in (self.folder / "out").iterdir() if p.is_file()) if self.state == _DONE else []
         return {
-            "key": self.key, "state": self.state, "step": self._step, "error": self._error,
+            "key": self.key, "state": self.state, "step": self._step, "error": self._error, "hint": self._hint,
+            "missed": self._missed, "asked": self._asked, "seconds": self._seconds(),
             "outputs": [{"name": p.name, "bytes": p.stat().st_size} for p in outputs],
         }  # fmt: skip
+
+    def _seconds(self) -> float:
+        """How long the run has taken."""
+        return round((self._ended or time.monotonic()) - self._began, 1) if self._began else 0.0
 
     def output(self, name: str) -> Path:
         """Return the path of an output or of the report. Raises Refused if there is no such file."""
@@ -172,6 +195,7 @@ class Job:
         return {
             "model": str(models[0].relative_to(self.folder)), "calib": str(place.relative_to(self.folder)),
             "preset": preset, "target": asked.target, "level": asked.level, "length": asked.length,
+            "effort": asked.effort, "goals": asked.goals(), "searched": asked.searched(),
             "tokenizer": str(tokenizers[0].relative_to(self.folder)) if tokenizers else None,
             "output": f"out/{models[0].stem}.{ending}.onnx", "report": "report.json", "page": "report.html",
             "memory": self.memory, "search_seconds": asked.search_seconds, "accept": asked.accept,
@@ -188,11 +212,14 @@ class Job:
             for line in process.stdout:
                 message = json.loads(line)
                 self._step = message.get("progress", self._step)
-                self._error = message.get("error", self._error)
+                self._error, self._hint = message.get("error", self._error), message.get("hint", self._hint)
+                self._missed = message.get("missed", self._missed)
                 done = message.get("done", done)
         if not done and not self._error:
             why = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-            self._error = f"the run ended with {why} before it was done (is there memory enough?)"
+            self._error = f"the run ended with {why} before it was done"
+            self._hint = "memory may have run out: close other programs, or start onnxshot ui with a lower --memory"
+        self._ended = time.monotonic()
         self.state = _DONE if done else _FAILED
 
 
@@ -207,9 +234,9 @@ class Desk:
         self.current: Job | None = None
 
     def begin(self) -> Job:
-        """Begin a new job and remove the previous one. Raises Refused with CONFLICT if that one is running."""
-        if self.current is not None and self.current.state == _RUNNING:
-            raise Refused("a job is running", "wait for it, or cancel it", CONFLICT)
+        """Begin a new job and remove the previous one. Raises Refused with CONFLICT if that one is busy."""
+        if self.current is not None and self.current.busy:
+            raise Refused(self.current.busy, "wait for it, or cancel it", CONFLICT)
         self.close()
         self.current = Job(self.limit, self.memory)
         return self.current

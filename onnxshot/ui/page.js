@@ -1,120 +1,251 @@
-"use strict";
 // All addresses are relative to the page's own, which contains the secret.
+import { allBytes, chosen, dropped, isModel, kindsOf, sizeOf } from "./dropped.js";
+import { listen } from "./help.js";
+import { inputsOf } from "./onnx_inputs.js";
+import { showResult } from "./result.js";
+
 const $ = (id) => document.getElementById(id);
 const LOOK_EVERY_MS = 300;
+const TRIES = 5; // of a server that does not answer, before that is told
+const OPTIONS = ["target", "effort", "level", "length", "min_sqnr", "min_agreement", "max_size", "max_latency", "search", "accept"];
+const GOALS = { min_sqnr: 1, min_agreement: 0.01, max_size: 1, max_latency: 1 }; // what a field is multiplied by
+const TARGETS = {
+  ort: "ONNX Runtime, on CPUs", "ort-avx2": "ONNX Runtime, on older CPUs without VNNI", openvino: "OpenVINO",
+  tensorrt: "TensorRT, on NVIDIA GPUs", portable: "one file for all of them",
+};
+const EFFORTS = { fast: "fast", balanced: "balanced", best: "best, slow" };
+const given = { model: [], calib: [], preset: [] }; // chosen or dropped files, each with its path below its folder
 let choices = null;
 let job = null; // the job that this page follows
+let state = "none"; // none, uploading, running, failed or done
 let sending = null; // the upload under way
+let guessed = null; // what the server makes of the files; null while it is not known
+let guesses = 0;
+let preferred = false; // whether the preset was chosen by hand
 
-const sizeOf = (bytes) => (bytes < 1e5 ? (bytes / 1e3).toFixed(1) + " kB" : (bytes / 1e6).toFixed(2) + " MB");
-const given = { model: [], calib: [], preset: [] }; // chosen or dropped files, each with its path below its folder
-
-// Skip hidden files that an operating system adds to folders.
-const wanted = ({ path }) => !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
-const chosen = (input) => [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
-
-async function below(entry) {
-  if (entry.isFile) {
-    return [{ path: entry.fullPath.slice(1), file: await new Promise((done, fail) => entry.file(done, fail)) }];
-  }
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // at most 100 per call
-    if (!some.length) return found;
-    for (const one of some) found.push(...(await below(one)));
+class Refused extends Error {
+  constructor({ error, message, hint }, status) {
+    super(message ?? error);
+    this.hint = hint ?? "";
+    this.status = status;
   }
 }
 
-function give(kind, found) {
-  given[kind] = found.filter(wanted);
+class Gone extends Error {
+  hint = "It was stopped, or its machine cannot be reached. Run onnxshot ui again, open the address that it prints, and give the files again.";
+
+  constructor() {
+    super("The server does not answer.");
+  }
+}
+
+async function call(method, address, values) {
+  const body = values === undefined ? undefined : JSON.stringify(values);
+  const answer = await fetch(address, { method, body }).catch(() => { throw new Gone(); });
+  const told = await answer.json();
+  if (!answer.ok) throw new Refused(told, answer.status);
+  return told;
+}
+
+// What is on the page.
+
+function show(now) {
+  state = now;
+  const busy = now === "uploading" || now === "running";
+  for (const one of $("asked").querySelectorAll("input, select, textarea")) one.disabled = busy;
+  $("run").hidden = $("before").hidden = $("lacking").hidden = busy;
+  $("working").hidden = !busy;
+  $("cancel").disabled = false;
+  $("failed").hidden = now !== "failed";
+  $("result").hidden = now !== "done";
+  if (!busy) {
+    document.title = { done: "Done - onnxshot", failed: "Failed - onnxshot" }[now] ?? "onnxshot";
+    check();
+  }
+}
+
+function look(id) {
+  $(id).scrollIntoView({ block: "nearest" });
+  $(id).focus({ preventScroll: true });
+}
+
+function fail(error) {
+  $("why").textContent = error.message;
+  $("remedy").textContent = error.hint ? `What to do: ${error.hint}` : "";
+  show("failed");
+  look("failed");
+}
+
+function notice(text) {
+  $("noticed").textContent = text;
+  $("notice").hidden = false;
+  $("notice").scrollIntoView({ block: "nearest" });
+}
+
+function step(what, done, total, seconds) {
+  const told = !total || what.includes(", "); // the step itself says how far it is
+  const text = told ? what : `${what}: ${done} of ${total}`;
+  if ($("doing").textContent !== text) $("doing").textContent = text;
+  if (total) bar(done, total);
+  else $("bar").removeAttribute("value");
+  $("elapsed").textContent = seconds ? `${Math.round(seconds)} s so far. The run goes on if this page is closed.` : "";
+  document.title = `${total ? Math.floor((100 * done) / total) + " % " : ""}${what} - onnxshot`;
+}
+
+function bar(done, total) {
+  $("bar").max = total;
+  $("bar").value = done;
+}
+
+function told(id) {
+  const own = given[id];
+  const box = $(id).parentElement;
+  const text = box.querySelector(".chosen");
+  text.dataset.empty ??= text.textContent;
+  box.classList.toggle("full", own.length > 0);
+  const names = own.slice(0, 3).map(({ path }) => path).join(", ") + (own.length > 3 ? ", ..." : "");
+  const count = `${own.length} ${own.length === 1 ? "file" : "files"}`;
+  text.textContent = own.length ? `${names} (${count}, ${sizeOf(allBytes(own))})` : text.dataset.empty;
+}
+
+function line(text, kind) {
+  return Object.assign(document.createElement("p"), { textContent: text, className: kind });
+}
+
+// What should be known before the run: [text, whether the run cannot begin].
+function before() {
+  const found = [];
+  const { text, blocked } = choices.unproven[$("target").value];
+  if (text) found.push([text, blocked]);
+  const goals = ["min_sqnr", "max_size", "max_latency"].some((id) => $(id).value);
+  if ($("target").value === "openvino" && goals && !Number($("level").value)) {
+    found.push(["A goal is searched for in ONNX Runtime only: leave the goals empty, or choose ort or portable.", true]);
+  }
+  const misfit = guessed?.misfits[$("preset").value];
+  if (misfit) found.push([`The preset ${$("preset").value} does not fit: ${misfit}.`, false]);
+  for (const problem of guessed?.problems ?? []) found.push([sentence(problem), false]);
+  const size = allBytes([...given.model, ...given.calib]);
+  if (size > choices.limit) {
+    found.push([`The files are ${sizeOf(size)}, and this server takes ${sizeOf(choices.limit)}: give fewer samples, or start it with a larger --max-upload.`, true]);
+  }
+  if (state === "done") found.push(["The next run removes the result below: download it first.", false]);
+  return found;
+}
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+function check() {
+  for (const id of ["model", "calib"]) told(id);
+  const zeros = Math.round(100 * choices.most_sparsity * $("level").value);
+  $("level-told").textContent = zeros ? `int8, and ${zeros} % of the weights zero` : "int8";
+  $("advice").hidden = !zeros;
+  $("advice").textContent = "Pruning takes longer. Zeros make the file smaller once it is zipped, and faster on hardware that skips them.";
+  $("checked").hidden = !zeros;
+  $("effort").options[0].text = `as usual: ${$("level").value < 0.5 ? "balanced" : "best"}`;
+  const own = $("preset").value === "file";
+  $("own").hidden = !own;
+  $("texts").hidden = !Object.keys(kindsOf(given.calib)).some((kind) => [".txt", ".md", ".jsonl", ".tsv"].includes(kind));
+  const found = before();
+  $("before").replaceChildren(...found.map(([text, blocks]) => line(text, blocks ? "blocks" : "warns")));
+  const lacking = [
+    !given.model.some(isModel) && "a model", !given.calib.length && "samples",
+    own && !given.preset.length && !$("preset-text").value.trim() && "a preset file",
+  ].filter(Boolean);
+  $("lacking").textContent = lacking.length ? `Still needed: ${lacking.join(", ")}.` : "";
+  $("run").disabled = lacking.length > 0 || guessed === null || found.some(([, blocks]) => blocks);
+}
+
+// What was dropped, and what that means.
+
+function give(kind, files) {
+  given[kind] = files;
+  if (kind === "preset") check();
+  else guess();
+}
+
+async function guess() {
+  const mine = ++guesses;
+  guessed = null;
   check();
+  const models = given.model.filter(isModel);
+  const asked = { beside: kindsOf(given.model), samples: kindsOf(given.calib) };
+  const problems = [];
+  try {
+    if (models.length === 1) asked.graph = await inputsOf(models[0].file);
+  } catch (error) {
+    problems.push(`${models[0].path} is not an ONNX file, or damaged (${error.message}): export or copy it again`);
+  }
+  let made;
+  try {
+    made = await call("POST", "guess", asked);
+  } catch (error) {
+    if (mine === guesses) fail(error);
+    made = { preset: "none", why: "", misfits: {}, own: "", problems: [], inputs: [] };
+  }
+  if (mine !== guesses) return; // other files were dropped meanwhile
+  guessed = { ...made, problems: [...problems, ...made.problems] };
+  $("inputs").hidden = !made.inputs.length;
+  $("inputs").textContent = `It takes ${made.inputs.slice(0, 4).join("; ")}${made.inputs.length > 4 ? `; and ${made.inputs.length - 4} more` : ""}`;
+  $("guess").hidden = !made.why;
+  $("guess").textContent = made.why;
+  offer();
+  if (made.own && !$("preset-text").dataset.edited) $("preset-text").value = made.own;
+  check();
+}
+
+// The presets that fit come first. What was chosen by hand stays.
+function offer() {
+  const kept = preferred ? $("preset").value : guessed?.preset ?? "none";
+  const named = (name) => new Option({ none: "none: they are inputs already, or texts or sounds", file: "own file (YAML)" }[name] ?? name, name);
+  const misfits = guessed?.misfits ?? {};
+  const group = (label, names) => Object.assign(document.createElement("optgroup"), { label, hidden: !names.length });
+  const [fit, not] = [choices.preset.filter((name) => !misfits[name]), choices.preset.filter((name) => misfits[name])];
+  const groups = not.length ? [group("Fits", fit), group("Does not fit", not)] : [$("preset")];
+  if (not.length) $("preset").replaceChildren(...groups);
+  else $("preset").replaceChildren();
+  for (const [i, names] of [fit, not].entries()) if (names.length) groups[i].append(...names.map(named));
+  $("preset").value = kept;
+  about();
+}
+
+function about() {
+  $("preset-about").textContent = choices.about[$("preset").value] ?? "";
 }
 
 function takes(kind) {
   const [one, folder] = [$(kind), $(kind + "-folder")];
   one.addEventListener("input", () => { folder.value = ""; give(kind, chosen(one)); });
   folder.addEventListener("input", () => { one.value = ""; give(kind, chosen(folder)); });
-  const box = one.parentElement;
-  box.addEventListener("dragover", (event) => event.preventDefault());
-  box.addEventListener("drop", async (event) => {
-    event.preventDefault(); // the default action would treat a folder as a file
-    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
-    one.value = folder.value = "";
+}
+
+// A drop beside the boxes would make the browser leave the page: what was dropped is sorted instead.
+function drops() {
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", async (event) => {
+    event.preventDefault(); // the default action would treat a folder as a file, or open it
+    if (state === "uploading" || state === "running") return;
+    const box = event.target.closest(".drop")?.querySelector("input");
     try {
-      give(kind, (await Promise.all(entries.map(below))).flat());
+      const files = await dropped(event);
+      const kind = box?.id ?? (files.some(isModel) ? "model" : "calib");
+      if (!files.length) return;
+      $(kind).value = $(kind + "-folder").value = "";
+      give(kind, files);
     } catch (error) {
-      fail(`what was dropped cannot be read: ${error.message}`);
+      fail({ message: `What was dropped cannot be read: ${error.message}`, hint: "choose it with the box instead" });
     }
   });
 }
 
-async function call(method, address, values) {
-  const body = values === undefined ? undefined : JSON.stringify(values);
-  const answer = await fetch(address, { method, body });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
-  return told;
-}
+// A run.
 
-function show(state) {
-  const busy = state === "uploading" || state === "running";
-  $("asked").disabled = busy;
-  $("run").hidden = busy;
-  $("working").hidden = !busy;
-  $("failed").hidden = state !== "failed";
-  $("result").hidden = state !== "done";
-  if (!busy) check();
-  const shown = { uploading: "working", failed: "failed", done: "result" }[state];
-  if (shown) $(shown).scrollIntoView({ block: "nearest" });
-}
-
-function fail(why) {
-  $("why").textContent = why;
-  show("failed");
-}
-
-function step(what, done, total) {
-  const told = !total || what.includes(", "); // the step itself says how far it is
-  $("doing").textContent = told ? what : `${what}: ${done} of ${total}`;
-  if (total) {
-    $("bar").max = total;
-    $("bar").value = done;
-  } else {
-    $("bar").removeAttribute("value");
-  }
-}
-
-function check() {
-  for (const id of ["model", "calib"]) {
-    const own = given[id];
-    const box = $(id).parentElement;
-    const told = box.querySelector(".chosen");
-    told.dataset.empty ??= told.textContent;
-    box.classList.toggle("full", own.length > 0);
-    const names = own.slice(0, 3).map(({ path }) => path).join(", ") + (own.length > 3 ? ", ..." : "");
-    const size = own.reduce((sum, { file }) => sum + file.size, 0);
-    const count = `${own.length} ${own.length === 1 ? "file" : "files"}`;
-    told.textContent = own.length ? `${names} (${count}, ${sizeOf(size)})` : told.dataset.empty;
-  }
-  const zeros = Math.round(100 * choices.most_sparsity * $("level").value);
-  $("level-told").textContent = zeros ? `int8, and ${zeros} % of the weights zero` : "int8";
-  $("advice").textContent = zeros
-    ? "Pruning takes longer. Zeros make the file smaller once it is zipped, and faster on hardware that skips them."
-    : "";
-  const own = $("preset").value === "file";
-  $("own").hidden = !own;
-  const ready = given.model.length && given.calib.length && (!own || given.preset.length);
-  $("run").disabled = !ready;
-}
-
-function send({ path, file }, address, told) {
+function send({ path, file }, address, progress) {
   return new Promise((resolve, reject) => {
     const request = (sending = new XMLHttpRequest());
-    request.upload.onprogress = (event) => told(event.loaded);
+    request.upload.onprogress = (event) => progress(event.loaded);
     request.onload = () =>
-      request.status === 200 ? resolve() : reject(new Error(JSON.parse(request.responseText).error));
-    request.onerror = () => reject(new Error(`${path} could not be sent; it may be larger than the server accepts`));
+      request.status === 200 ? resolve() : reject(new Refused(JSON.parse(request.responseText), request.status));
+    request.onerror = () => reject(new Refused({ message: `${path} could not be sent.`, hint: "It may have been moved or changed since it was chosen, or the server was stopped: choose it again." }));
     request.onabort = () => reject(new Error("cancelled"));
     request.open("PUT", address);
     request.send(file);
@@ -122,121 +253,146 @@ function send({ path, file }, address, told) {
 }
 
 async function upload(key) {
-  const kinds = ["model", "calib", ...($("preset").value === "file" ? ["preset"] : [])];
-  const all = kinds.flatMap((kind) => given[kind].map((one) => [kind, one]));
-  const total = all.reduce((sum, [, { file }]) => sum + file.size, 0);
-  if (total > choices.limit) {
-    throw new Error(`the files are ${sizeOf(total)}; the server accepts ${sizeOf(choices.limit)} (--max-upload)`);
-  }
+  const own = given.preset.length || $("preset").value !== "file"
+    ? given.preset : [{ path: "preset.yaml", file: new Blob([$("preset-text").value]) }];
+  const kinds = { model: given.model, calib: given.calib, preset: $("preset").value === "file" ? own : [] };
+  const all = Object.entries(kinds).flatMap(([kind, files]) => files.map((one) => [kind, one]));
+  const total = allBytes(all.map(([, one]) => one));
   let sent = 0;
   for (const [i, [kind, one]] of all.entries()) {
-    const told = (loaded) => {
-      step(`sending file ${i + 1} of ${all.length}`);
-      $("bar").max = total;
-      $("bar").value = sent + loaded;
-    };
+    step(`sending file ${i + 1} of ${all.length}, ${sizeOf(total)} in all; stay on this page`);
     const address = one.path.split("/").map(encodeURIComponent).join("/");
-    await send(one, `jobs/${key}/files/${kind}/${address}`, told);
+    await send(one, `jobs/${key}/files/${kind}/${address}`, (loaded) => bar(sent + loaded, total || 1));
     sent += one.file.size;
   }
 }
 
+function asked() {
+  const values = { target: $("target").value, preset: $("preset").value, level: Number($("level").value) };
+  if ($("effort").value) values.effort = $("effort").value;
+  if (!$("texts").hidden && $("length").value) values.length = Number($("length").value);
+  for (const [id, factor] of Object.entries(GOALS)) if ($(id).value) values[id] = Number($(id).value) * factor;
+  if ($("search").value) values.search_seconds = Number($("search").value);
+  if ($("accept").checked) values.accept = true;
+  return values;
+}
+
 async function compress() {
+  $("notice").hidden = true;
   show("uploading");
   step("sending files");
+  look("working");
+  look("doing");
   let mine = (job = null);
   try {
     mine = job = (await call("POST", "jobs")).key;
     await upload(mine);
-    const asked = { target: $("target").value, preset: $("preset").value, level: Number($("level").value) };
-    if ($("length").value) asked.length = Number($("length").value);
-    if ($("search").value) asked.search_seconds = Number($("search").value);
-    if ($("accept").checked) asked.accept = true;
-    await call("POST", `jobs/${mine}/run`, asked);
+    await call("POST", `jobs/${mine}/run`, asked());
     await follow();
   } catch (error) {
-    if (job === mine) fail(error.message); // otherwise it was cancelled
+    if (job !== mine) return; // it was cancelled
+    fail(error);
+    if (error.status === 409) await join(["running"]).catch(fail);
   }
 }
 
 async function follow() {
+  let silent = 0;
   for (const mine = job; job === mine; await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS))) {
-    const told = await call("GET", `jobs/${mine}`);
+    let told;
+    try {
+      told = await call("GET", `jobs/${mine}`);
+      silent = 0;
+    } catch (error) {
+      if (!(error instanceof Gone) || ++silent >= TRIES) throw error;
+      continue;
+    }
     if (job !== mine) return;
-    if (told.state === "failed") return fail(told.error);
+    if (told.state === "failed") return fail({ message: sentence(told.error), hint: told.hint });
     if (told.state === "done") return finish(told);
-    show(told.state);
-    step(...(told.step.length ? told.step : ["reading the model"]));
+    if (state !== "running") show("running");
+    const [what, done, total] = told.step.length ? told.step : ["reading the model"];
+    step(what, done, total, told.seconds);
   }
-}
-
-async function cancel() {
-  const mine = job;
-  job = null;
-  sending?.abort();
-  if (mine !== null) await call("DELETE", `jobs/${mine}`).catch(() => {});
-  show("none");
-}
-
-function element(name, text, ...children) {
-  const made = document.createElement(name);
-  if (text !== null) made.textContent = text;
-  made.append(...children);
-  return made;
 }
 
 async function finish(told) {
   const place = `jobs/${told.key}/outputs/`;
-  const report = await call("GET", place + "report.json");
-  const written = report.outputs.reduce((sum, artifact) => sum + artifact.bytes, 0);
-  const { tokens, decoding } = report;
-  const { float_ms: before, ms: after, speedup } = report.latency;
-  const figures = [
-    ["size", `${sizeOf(report.input_bytes)} → ${sizeOf(written)}`],
-    ["bits a weight", report.bits_per_weight === null ? null : report.bits_per_weight.toFixed(2)],
-    ["SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
-    ["same answer as the float model", report.agreement === null ? null : (100 * report.agreement).toFixed(1) + " %"],
-    ["perplexity", tokens.perplexity === undefined ? null
-      : `${tokens.float_perplexity.toPrecision(4)} → ${tokens.perplexity.toPrecision(4)} (${(100 * tokens.perplexity_rise).toFixed(1)} %)`],
-    ["divergence", tokens.kl_nats === undefined ? null : `${tokens.kl_nats.toPrecision(3)} nats`],
-    ...["token", "prompt"].filter((part) => decoding[part]).map((part) => [
-      part === "token" ? "a token" : `a prompt of ${decoding.prompt_tokens}`,
-      `${decoding[part].speedup.toFixed(2)}x (${decoding[part].float_ms.toFixed(2)} → ${decoding[part].ms.toFixed(2)} ms)`]),
-    ["speed", speedup === undefined ? null : `${speedup.toFixed(2)}x (${before.toFixed(2)} → ${after.toFixed(2)} ms)`],
-  ];
-  $("figures").replaceChildren(...figures.filter(([, value]) => value !== null).map(
-    ([name, value]) => element("div", null, element("dt", name), element("dd", value))));
-  const links = [...told.outputs, { name: "report.json" }].map(({ name, bytes }) => {
-    const link = element("a", name);
-    link.href = place + encodeURIComponent(name);
-    link.download = name;
-    return element("li", null, link, bytes === undefined ? "" : ` ${sizeOf(bytes)}`);
-  });
-  $("outputs").replaceChildren(...links);
-  const { level, reasons, next } = report.verdict;
-  $("verdict").textContent = { ready: "Done: download the result", caution: "Done, but look closer" }[level] ?? "Done, but not good enough";
-  $("verdict").className = level;
-  $("against").textContent = level === "ready" ? "" : `${reasons.join("; ")}. Next: ${next}`;
-  $("report").href = $("report-frame").src = place + "report.html";
+  showResult(told, await call("GET", place + "report.json"), place);
   show("done");
+  look("result");
+  look("verdict");
+}
+
+async function cancel() {
+  const [mine, was] = [job, state];
+  job = null;
+  $("cancel").disabled = true;
+  step("cancelling");
+  sending?.abort();
+  try {
+    if (mine !== null) await call("DELETE", `jobs/${mine}`);
+  } catch (error) {
+    if (error.status !== 404) return fail(error);
+  }
+  show("none");
+  notice(`Cancelled. ${was === "uploading" ? "The upload" : "The run"} was ended, and what was sent or made was removed: nothing is kept. What you chose is still above.`);
+  $("run").focus({ preventScroll: true });
+}
+
+// Follow what another tab, or this page before it was loaded again, has begun.
+async function join(wanted = ["running", "done", "failed"]) {
+  const current = await call("GET", "jobs/current");
+  if (!wanted.includes(current.state) || current.key === job) return;
+  const model = current.asked.model;
+  if (!model) return notice("The page was left while files were being sent, so no run has begun. Give the files again.");
+  job = current.key;
+  notice(`This is the run of ${model} for ${current.asked.target}, begun in another tab or before this page was loaded.`);
+  await follow();
+}
+
+function leaving() {
+  window.addEventListener("beforeunload", (event) => {
+    if (state === "uploading") event.preventDefault(); // the browser asks
+  });
+  window.addEventListener("pagehide", () => {
+    if (state === "uploading" && job !== null) fetch(`jobs/${job}`, { method: "DELETE", keepalive: true });
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && state !== "uploading" && state !== "running") join(["running"]).catch(() => {}); // of another tab
+  });
+}
+
+function remember() {
+  const values = Object.fromEntries(OPTIONS.map((id) => [id, $(id).type === "checkbox" ? $(id).checked : $(id).value]));
+  sessionStorage.setItem("options", JSON.stringify(values));
+}
+
+function recall() {
+  const values = JSON.parse(sessionStorage.getItem("options") ?? "{}");
+  for (const id of OPTIONS.filter((id) => id in values)) $(id)[$(id).type === "checkbox" ? "checked" : "value"] = values[id];
+  $("goals").open = [...$("goals").querySelectorAll("input")].some((one) => (one.type === "checkbox" ? one.checked : one.value));
 }
 
 async function begin() {
+  listen();
   choices = await call("GET", "choices");
-  for (const id of ["target", "preset"]) $(id).append(...choices[id].map((name) => new Option(name, name)));
-  $("preset").querySelector("[value=file]").text = "own file (YAML)";
+  $("target").append(...choices.target.map((name) => new Option(name in TARGETS ? `${name}: ${TARGETS[name]}` : name, name)));
+  $("effort").append(new Option("", ""), ...choices.effort.map((name) => new Option(EFFORTS[name] ?? name, name)));
+  offer();
+  recall();
   takes("model");
   takes("calib");
+  drops();
+  $("preset").addEventListener("input", () => { preferred = true; about(); });
+  $("preset-text").addEventListener("input", () => { $("preset-text").dataset.edited = "yes"; });
   $("preset-file").addEventListener("input", () => give("preset", chosen($("preset-file"))));
-  $("ask").addEventListener("input", check);
+  $("ask").addEventListener("input", () => { check(); remember(); });
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); compress(); });
   $("cancel").addEventListener("click", cancel);
-  const current = await call("GET", "jobs/current");
+  leaving();
   check();
-  if (current.state === "running" || current.state === "done") {
-    job = current.key;
-    await follow();
-  }
+  await join();
 }
 
-begin().catch((error) => fail(error.message));
+begin().catch(fail);

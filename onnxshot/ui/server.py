@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import secrets
@@ -9,7 +10,9 @@ import socket
 import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from importlib import resources
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,15 +26,21 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onnxshot.calibration.preset import about_preset, preset_names
 from onnxshot.errors import UsageError
 from onnxshot.recipes.sparsity_level import MOST_SPARSITY
+from onnxshot.ui.guess import guess, parsed
 from onnxshot.ui.jobs import Desk
+from onnxshot.ui.machine import unproven
 from onnxshot.ui.refused import TOO_LARGE, Refused
 from onnxshot.ui.request import Asked, choices
 
 HOST = "127.0.0.1"
 _OWN_NAMES = [HOST, "localhost"]  # another Host is a site that resolves to this machine: DNS rebinding
-_SHIPPED = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_SHIPPED = {
+    "": "text/html", "page.css": "text/css",
+    **dict.fromkeys(("page.js", "dropped.js", "help.js", "onnx_inputs.js", "result.js"), "text/javascript"),
+}  # fmt: skip
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "frame-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -39,7 +48,7 @@ _HEADERS = {
 }  # fmt: skip
 # The report declares its own policy, which allows no loading. The sandbox separates it from the page.
 _REPORT_HEADERS = {"Content-Security-Policy": "sandbox allow-scripts; frame-ancestors 'self'"}
-_LONGEST_REQUEST = 10_000  # bytes of JSON
+_LONGEST_REQUEST, _LONGEST_GUESS = 10_000, 4_000_000  # bytes of JSON
 _GRACE_SECONDS = 2  # for open connections, when the server ends
 
 
@@ -111,6 +120,7 @@ def application(token: str, limit: int, memory: int | str | None = None) -> Star
     routes = [
         *(Route(f"/{name}", _shipped(name)) for name in _SHIPPED),
         Route("/choices", pages.choices),
+        Route("/guess", pages.guess, methods=["POST"]),
         Route("/jobs", pages.begin, methods=["POST"]),
         Route("/jobs/current", pages.current),
         Route("/jobs/{key}", pages.job, methods=["GET", "DELETE"]),
@@ -136,7 +146,24 @@ class _Pages:
         self.desk = desk
 
     async def choices(self, request: Request) -> Response:
-        return JSONResponse({**choices(), "most_sparsity": MOST_SPARSITY, "limit": self.desk.limit})
+        return JSONResponse(
+            {
+                **choices(), "about": {name: about_preset(name) for name in preset_names()},
+                "unproven": {name: asdict(found) for name, found in (await run_in_threadpool(unproven)).items()},
+                "most_sparsity": MOST_SPARSITY, "limit": self.desk.limit,
+            }
+        )  # fmt: skip
+
+    async def guess(self, request: Request) -> Response:
+        """Guess how the dropped files become inputs, from the inputs of the model and the kinds of the files."""
+        values = await _json(request, _LONGEST_GUESS)
+        try:
+            beside, samples = parsed(values)
+            graph = values.get("graph")
+            decoded = None if graph is None else base64.b64decode(graph, validate=True)
+        except (AttributeError, TypeError, ValueError) as e:
+            raise Refused("the request is invalid", "keys: graph, beside, samples") from e
+        return JSONResponse(asdict(await run_in_threadpool(guess, decoded, beside, samples)))
 
     async def begin(self, request: Request) -> Response:
         return JSONResponse(self.desk.begin().tell())
@@ -152,16 +179,8 @@ class _Pages:
         return JSONResponse(job.tell())
 
     async def run(self, request: Request) -> Response:
-        job, body = self.desk.job(request.path_params["key"]), b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LONGEST_REQUEST:
-                raise Refused("the request is too long", status=TOO_LARGE)
-        try:
-            values = json.loads(body)
-        except (ValueError, RecursionError) as e:
-            raise Refused("the request is invalid: it is not JSON") from e
-        job.start(Asked.from_json(values))
+        job = self.desk.job(request.path_params["key"])
+        job.start(Asked.from_json(await _json(request, _LONGEST_REQUEST)))
         return JSONResponse(job.tell())
 
     async def upload(self, request: Request) -> Response:
@@ -181,6 +200,19 @@ class _Pages:
         if name == "report.html":
             return FileResponse(path, headers=_REPORT_HEADERS, media_type="text/html")
         return FileResponse(path, filename=name, media_type="application/octet-stream")
+
+
+async def _json(request: Request, longest: int) -> Any:
+    """The JSON of a request of at most so many bytes. Raises Refused for others."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > longest:
+            raise Refused("the request is too long", status=TOO_LARGE)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise Refused("the request is invalid: it is not JSON") from e
 
 
 class _Headers:
@@ -209,7 +241,8 @@ def _shipped(name: str) -> Callable[[Request], Response]:
 def _refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     # The rest of a refused body is not read, so the connection cannot be reused.
-    return JSONResponse({"error": str(error)}, status_code=error.status, headers={"Connection": "close"})
+    values = {"error": str(error), "message": error.message, "hint": error.hint}
+    return JSONResponse(values, status_code=error.status, headers={"Connection": "close"})
 
 
 def _no_such_page(_: Request, error: Exception) -> Response:

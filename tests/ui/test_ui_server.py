@@ -1,5 +1,6 @@
 """The local page's server: who is let in, what is taken, one job at a time, and the same bytes as the command line."""
 
+import base64
 import io
 import json
 import os
@@ -25,7 +26,9 @@ from fixture_data import fixture
 from ui_server import TOKEN, Client, served
 
 import onnxshot
-from onnxshot.ui import uploads, worker
+from onnxshot.report.report import Report
+from onnxshot.report.values import Artifact
+from onnxshot.ui import jobs, machine, uploads, worker
 
 LIMIT = 4_000_000
 DIGITS = fixture("data/digits/calib")
@@ -40,6 +43,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
+        patch.setattr(jobs, "_PAUSE_SECONDS", 0.0)  # a test begins where the one before has left off
         yield folder
 
 
@@ -104,7 +108,7 @@ def test_no_other_machine_can_connect(client: Client) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
-    for name in ("", "page.css", "page.js"):
+    for name in ("", "page.css", "page.js", "dropped.js", "help.js", "onnx_inputs.js", "result.js"):
         status, text, headers = client.raw("GET", f"/{TOKEN}/{name}")
         assert status == 200
         assert b"http:" not in text
@@ -266,9 +270,10 @@ def test_a_run_needs_a_model_and_samples(client: Client, key: str) -> None:
 @pytest.mark.parametrize(
     "asked",
     [{"target": "/etc/passwd"}, {"preset": "/etc/p.yaml"}, {"preset": ["none"]}, {"level": "0.5"}, {"level": 1.1},
-     {"level": True}, {"level": None}, {"level": float("nan")}, {"effort": "best"}, {"output": "/tmp/x"},
+     {"level": True}, {"level": None}, {"level": float("nan")}, {"effort": "bst"}, {"output": "/tmp/x"},
      {"search_seconds": -1}, {"search_seconds": "30"}, {"search_seconds": float("inf")}, {"search_seconds": True},
-     {"accept": 1}, {"accept": "yes"}],
+     {"accept": 1}, {"accept": "yes"}, {"min_sqnr": "30"}, {"min_agreement": 95}, {"max_size": -1},
+     {"max_latency": float("nan")}, {"target": "openvino", "min_sqnr": 30}],
 )  # fmt: skip
 def test_a_run_takes_what_the_page_offers_and_nothing_else(client: Client, key: str, asked: dict[str, object]) -> None:
     status, told = client.start(key, **asked)
@@ -311,6 +316,32 @@ def test_the_command_line_replays_the_result_to_the_same_bytes(client: Client, t
         assert client.raw("GET", f"/{TOKEN}/jobs/{key}/outputs/{name}")[0] in (400, 404)
 
 
+def test_a_goal_is_searched_for_and_what_is_missed_is_told(client: Client) -> None:
+    key = uploaded(client)
+    client.start(key, preset="file", effort="fast", min_sqnr=45, min_agreement=1)
+    told = client.ended(key)
+    assert told["error"] == ""
+    assert (told["asked"]["model"], told["asked"]["min_sqnr"]) == ("net.onnx", 45)
+    _, report = client("GET", f"jobs/{key}/outputs/report.json")
+    assert report["recipe"]["effort"] == "fast"
+    assert report["goal"]["min_sqnr"] == 45
+    assert report["goal"]["reached"] is not any("SQNR" in text for text in told["missed"])
+
+
+def test_goals_are_checked_at_the_end_where_none_is_searched_for() -> None:
+    def missed(**goals: float) -> list[str]:
+        written = Artifact("net.small.onnx", "ort", "onnx", 2_000_000)
+        report = Report("net.onnx", {}, [written], sqnr_db=20.0, agreement=0.9, latency={"ms": 2.0})
+        return worker.missed({"goals": goals, "searched": {}}, report)
+
+    assert missed(min_sqnr=20, max_size=2, max_latency=2, min_agreement=0.9) == []
+    assert missed(min_sqnr=21) == ["the least SQNR is 21 dB, found 20 dB"]
+    assert missed(max_size=1, max_latency=1) == [
+        "the largest size is 1 MB, found 2 MB", "the longest run is 1 ms, found 2 ms"
+    ]  # fmt: skip
+    assert missed(min_agreement=0.95) == ["agreement is 90.0 %, and 95 % was the goal"]
+
+
 def test_a_level_above_0_makes_zeros(client: Client) -> None:
     key = uploaded(client)
     client.start(key, preset="file", level=0.5, search_seconds=0, accept=True)
@@ -325,6 +356,37 @@ def test_a_run_has_the_settings_that_were_asked_for() -> None:
     job = {"memory": "1 GB", "search_seconds": 0, "accept": True, "target": "ort"}
     found = worker.settings_of(job, lambda *_: None)
     assert (found.memory, found.search_seconds, found.accept) == ("1 GB", 0, True)
+
+
+def test_the_page_is_told_what_fits_and_what_cannot_be_proved(client: Client) -> None:
+    _, told = client("GET", "choices")
+    assert set(told["about"]) | {"none", "file"} == set(told["preset"])
+    assert told["unproven"].keys() == set(told["target"])
+    graph = base64.b64encode(b"").decode()
+    asked = {"graph": graph, "beside": {".onnx": 1}, "samples": {".png": 3}}
+    status, found = client("POST", "guess", json.dumps(asked))
+    assert (status, found["preset"]) == (200, "none")
+    for bad in (b"[1]", b"{}x", b'{"graph": "?"}', b'{"samples": {".png": "3"}}', b'{"beside": [1]}', b" " * 5_000_000):
+        assert client("POST", "guess", bad)[0] in (400, 413)
+
+
+@pytest.mark.parametrize(
+    ("target", "modules", "gpus", "blocked", "said"),
+    [("openvino", set(), (), True, "OpenVINO is not installed (pip install 'onnxshot[openvino]')"),
+     ("openvino", {"openvino"}, (), False, ""), ("tensorrt", {"tensorrt"}, (), False, "there is no NVIDIA GPU"),
+     ("tensorrt", {"tensorrt_rtx"}, ("H200",), False, ""),
+     ("tensorrt", set(), ("H200",), False, "TensorRT is not installed"),
+     ("portable", {"openvino"}, (), False, "TensorRT is not installed"), ("ort-avx2", set(), (), False, "")],
+)  # fmt: skip
+def test_what_this_machine_cannot_prove(
+    monkeypatch: pytest.MonkeyPatch, target: str, modules: set[str], gpus: tuple[str, ...], blocked: bool, said: str
+) -> None:
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name if name in modules else None)
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
+    found = machine.unproven.__wrapped__()[target]
+    assert found.blocked is blocked
+    assert said in found.text
+    assert bool(said) is bool(found.text)
 
 
 def test_a_model_whose_weights_lie_beside_it_is_read(client: Client, key: str, tmp_path: Path) -> None:
@@ -429,6 +491,10 @@ def test_the_next_job_and_the_end_remove_what_is_left(tmp_path: Path, monkeypatc
     with served(LIMIT) as client:
         first = client.begin()
         client.put(first, "model", "net.onnx", b"x")
+        monkeypatch.setattr(jobs, "_PAUSE_SECONDS", 60.0)
+        status, told = client("POST", "jobs")
+        assert (status, told["message"]) == (409, "files of another run are being sent")
+        monkeypatch.setattr(jobs, "_PAUSE_SECONDS", 0.0)  # no file has come for that long: the page was left
         second = client.begin()
         assert len(list(tmp_path.iterdir())) == 1
         status, told = client.put(first, "calib", "a.npz", b"x")
