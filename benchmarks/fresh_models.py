@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,8 @@ PEERS = {  # name -> (package, what to pass to fresh_models_peer.py)
     "Quark": ("amd-quark", "quark"),
 }
 OWN_DEFAULT = "onnxshot"
+LEAST_DB = 15
+FORMS = {"db": "{:.1f}", "speed": "{:.2f}x", "cpu_s": "{:.1f}", "peak_mb": "{:.0f}"}
 Rows = Sequence[Sequence[Any]]
 
 
@@ -244,6 +247,7 @@ def tables(kept: dict[str, Any]) -> str:
             ([f"`{name}`", *(brief(ways[name].get(way)) for way in (OWN_DEFAULT, *peers))] for name in names),
         ),
         beaten(ways, peers),
+        summary(ways, peers),
         "## Where the models are from",
         grid(["model", "what it does", "from"], ([f"`{n}`", kept[n]["task"], kept[n]["source"]] for n in names)),
     ]
@@ -277,6 +281,32 @@ def beaten(ways: dict[str, Any], peers: Sequence[str]) -> str:
                 found.append(f"- `{name}`: {way} {brief(peer)}, onnxshot {brief(own)}")
     said = "As accurate as the default of onnxshot and faster, or as fast and more accurate:"
     return "\n".join([said, "", *(found or ["- none"])])
+
+
+def summary(ways: dict[str, Any], peers: Sequence[str]) -> str:
+    """One row a tool: how many models it serves, and medians over the models that it does not fail on, beside ours."""
+    lines = []
+    for peer in peers:
+        rows = [(row[peer], row[OWN_DEFAULT]) for row in ways.values() if peer in row]
+        done = [(its, own) for its, own in rows if "error" not in its and "error" not in own]
+        cells = []
+        for key, form in FORMS.items():
+            pair = [form.format(statistics.median(found[i][key] for found in done)) for i in (0, 1)] if done else ["-"]
+            cells.append(" / ".join(pair))
+        good = [sum(map(serves, side)) for side in zip(*rows, strict=True)]
+        lines.append([peer, str(len(rows)), str(len(rows) - len(done)), f"{good[0]} / {good[1]}", *cells])
+    said = (
+        f"Models that are served (at least {LEAST_DB} dB, and no slower than the float model), and medians over the "
+        "models that a tool does not fail on. Each cell: the tool / onnxshot, on the same models.\n"
+        "CPU s and MB (peak) are those of the whole process that quantizes; onnxshot also proves and times its result."
+    )
+    head = ["tool", "models", "fails", "served", "dB", "speed", "CPU s", "peak MB"]
+    return f"{said}\n\n{grid(head, lines)}"
+
+
+def serves(found: dict[str, Any]) -> bool:
+    """Whether a result is accurate enough and no slower than the float model, by more than the noise of runs."""
+    return "error" not in found and found["db"] >= LEAST_DB and found["speed"] >= 0.98
 
 
 def figures(found: dict[str, Any]) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Measure what the README claims and print it as Markdown: `python benchmarks/readme.py [--zoo FOLDER] [--models ...]`.
+"""Measure what docs/measured.md says, as Markdown: `python benchmarks/readme.py [--zoo FOLDER] [--models ...]`.
 
 Every model is quantized by the command line in a process of its own, without a cache, and judged on samples that
 calibration never saw. A zoo is a folder of entries: model.onnx, calib/, and meta.json with an optional "preset". Its

@@ -70,6 +70,7 @@ def test_tables_tell_where_another_tool_is_better():
             "bytes": 2e6,
             "float_bytes": 8e6,
             "cpu_s": 3,
+            "peak_mb": 100,
         }
 
     ways = {
@@ -84,3 +85,5 @@ def test_tables_tell_where_another_tool_is_better():
     assert [line for line in said.splitlines() if line.startswith("- ")] == [
         "- `net`: NNCF 31.0 dB, 2.00x, onnxshot 30.0 dB, 2.00x"
     ]
+    assert "| NNCF | 1 | 0 | 1 / 1 | 31.0 / 30.0 | 2.00x / 2.00x | 3.0 / 3.0 | 100 / 100 |" in said
+    assert "| onnxruntime, dynamic | 1 | 1 | 0 / 1 | - | - | - | - |" in said

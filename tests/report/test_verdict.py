@@ -1,6 +1,9 @@
 """One verdict for the terminal, the page, the JSON and the next step: it sees all that speaks against a result."""
 
+import ast
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from onnxshot import Goal, errors
 from onnxshot.api import tune as tuned_module
 from onnxshot.batch.run import run
 from onnxshot.batch.store import ROW
+from onnxshot.report import findings
 from onnxshot.report.findings import float_in_effect
 from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
@@ -399,3 +403,48 @@ def test_accuracy_that_is_accepted_is_told_and_not_bad() -> None:
     assert (accepted.level, accepted.reasons) == ("caution", judge(values).reasons)
     broken = {**values, "accepted": True, "not_finite": ["output 'y' is NaN"]}
     assert judge(broken).level == "bad", "only accuracy is accepted"
+
+ALSO: tuple[dict[str, Any], ...] = (  # what no case above says
+    {"output_sqnr_db": dict.fromkeys("abcde", 3.0)},
+    {"sqnr_db": float("-inf")},
+    {"agreement": 0.9, "samples": {**SOUND["samples"], "cases": 20}},
+    {"samples": {**SOUND["samples"], "held_out": 0, "judged": 3}},
+    {"outputs": [{**SOUND["outputs"][0], "format": "openvino", "target": "openvino", "agreement": 0.2,
+                  "latency": {"speedup": 0.5}, "int8_macs_share": 0.1}]},
+    {"recipe": {**SOUND["recipe"], "target": "openvino"},
+     "runtimes": [{"runtime": "openvino", "sqnr_db": 2.0, "latency": {"speedup": 0.5}}]},
+    {"recipe": {**SOUND["recipe"], "target": "openvino"}},
+    {"stages": [
+        {"name": "pruned", "sqnr_db": 3.0, "agreement": None, "report": {"reached": False}},
+        {"name": "quantized", "sqnr_db": 30.0, "agreement": None,
+         "report": {**SOUND, "graph": [{**SOUND["graph"][0], "how": "float"}]}},
+    ]},
+)  # fmt: skip
+SHRUNK: dict[str, Any] = {"reached": False, "drop": None}
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def said(reason: str) -> str:
+    """A reason with N for each number and NAME for each name, as docs/ has it."""
+    return re.sub(r"[+-]?\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "NAME", reason))
+
+
+def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of findings.py that makes a finding is reached, and what it says stands under a heading of a page."""
+    lines, real = set[int](), findings.Finding
+
+    def noted(*given: str) -> findings.Finding:
+        lines.add(sys._getframe(1).f_lineno)
+        return real(*given)
+
+    monkeypatch.setattr(findings, "Finding", noted)
+    values = [{**SOUND, **changed} for changed in (*(row[0] for row in AGAINST.values()), *ALSO)]
+    reasons = [reason for each in (*values, SHRUNK) for reason in judge(each).reasons]
+    tree = ast.parse(Path(findings.__file__).read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding"]
+    assert {call.lineno for call in calls} == lines
+    text = "".join((DOCS / name).read_text("utf-8") for name in ("why-slower.md", "why-worse.md"))
+    told = [said(found) for found in re.findall(r"^> `(.*)`$", text, re.MULTILINE)]
+    starts = tuple(known[:-3] for known in told if known.endswith("..."))
+    missing = [reason for reason in map(said, reasons) if reason not in told and not reason.startswith(starts)]
+    assert not missing, missing

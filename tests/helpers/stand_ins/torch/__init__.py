@@ -1,0 +1,1 @@
+"""What the README's example needs of torch, where torch is not installed."""
