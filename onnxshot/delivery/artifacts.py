@@ -220,6 +220,7 @@ def _proven(
                     clear=CLEAR,
                 )
                 latency = after.against(before)
+                notes += runtime.time_notes(given, loaded)
     return Artifact(
         str(draft.final), name, name, draft.size_bytes,
         sqnr_db=found.sqnr_db if found is not None else None,

@@ -219,6 +219,15 @@ class Runtime(ABC):
             ModelError: The .onnx file cannot be read.
         """
 
+    def time_notes(self, before: Loaded, after: Loaded) -> list[str]:
+        """What the runtime itself knows about the time of two loaded models that were run in turns; by default nothing.
+
+        Args:
+            before: The float model.
+            after: The artifact.
+        """
+        return []
+
     @abstractmethod
     def runs_here(self) -> str:
         """Why `load` cannot work on this machine (no GPU, no driver, package missing); empty if it can."""

@@ -75,6 +75,11 @@ class TensorRt(Runtime):
             notes.append("TensorRT-RTX measures nothing when it builds: there is no timing cache to write")
         return Emitted((engine.name,), executed, tuple(notes))
 
+    def time_notes(self, before: Loaded, after: Loaded) -> list[str]:
+        """The time of both engines on the GPU, by CUDA's events."""
+        engines = [engine for engine in (before, after) if isinstance(engine, tensorrt_engine.Engine)]
+        return [note for note in [tensorrt_engine.time_note(*engines)] if note] if len(engines) == 2 else []
+
     def runs_here(self) -> str:
         """What is missing to run an engine: the module, the driver or a GPU; empty if nothing is."""
         return tensorrt_engine.missing()
