@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
+from onnxshot import logs
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, the number of items done, and the number of all items.
 
@@ -48,7 +50,8 @@ def doing(stage: str) -> Iterator[None]:
     """Name what the block does, after the stage in a report's `timings`."""
     token = _step.set(_NAMES.get(stage, stage))
     try:
-        yield
+        with logs.stage(stage):
+            yield
     finally:
         _step.reset(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, ParamSpec, TypeVar, get_args
 
-from onnxshot import memory
+from onnxshot import logs, memory
 from onnxshot.arguments import check_fields
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.conflicts import Files
@@ -124,10 +125,15 @@ def budgeted(call: Callable[_Asked, _Result]) -> Callable[_Asked, _Result]:
     def called(*args: _Asked.args, **kwargs: _Asked.kwargs) -> _Result:
         given = signature.bind_partial(*args, **kwargs).arguments
         settings = given.get("settings")
-        if isinstance(settings, Settings):
-            with memory.limited(settings.memory_bytes), telling(settings.progress):
-                return call(*args, **kwargs)
-        with memory.limited(memory.parsed(given.get("memory"))):
-            return call(*args, **kwargs)
+        with contextlib.ExitStack() as block:
+            if isinstance(settings, Settings):
+                block.enter_context(memory.limited(settings.memory_bytes))
+                block.enter_context(telling(settings.progress))
+            else:
+                block.enter_context(memory.limited(memory.parsed(given.get("memory"))))
+            block.enter_context(logs.run(call.__name__))
+            result = call(*args, **kwargs)
+        logs.tell(result)
+        return result
 
     return called

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxshot import logs
 from onnxshot.batch.cells import Cell, Row, fetched
 from onnxshot.batch.file_conflicts import files_of
 from onnxshot.batch.local_engine import Local
@@ -17,7 +19,7 @@ from onnxshot.batch.ray_engine import Ray
 from onnxshot.batch.remote_store import store_of
 from onnxshot.batch.resume import CellKeys, finished_row
 from onnxshot.batch.store import Store
-from onnxshot.batch.summary import Summary, judged
+from onnxshot.batch.summary import OK, Summary, judged
 from onnxshot.errors import OnnxshotError, UsageError
 from onnxshot.memory import MOST, parsed
 from onnxshot.remote.copies import Copies
@@ -140,4 +142,6 @@ class _Rows:
 
     def _add(self, cell: Cell, row: Row, *, resumed: bool) -> None:
         self.found[cell.place] = judged(cell, row, resumed=resumed)
+        verdict = self.found[cell.place]["verdict"]
+        logs.RUNS.log(logging.INFO if verdict == OK else logging.WARNING, "%s: %s", cell.place, verdict)
         self.told(self.found[cell.place])

@@ -35,6 +35,7 @@ from onnxshot.cli.replay import replay
 from onnxshot.cli.sensitivity import sensitivity
 from onnxshot.cli.signals import Stopped, listen
 from onnxshot.cli.ui import ui
+from onnxshot.cli.verbosity import LevelOpt, QuietOpt, VerboseOpt, before_command, with_verbosity
 from onnxshot.cli.verify import verify
 from onnxshot.errors import OnnxshotError, UsageError
 
@@ -57,7 +58,7 @@ _GROUPS = {
 _COMMANDS = tuple(command for commands in _GROUPS.values() for command in commands)
 for _group, _members in _GROUPS.items():
     for _command in _members:
-        app.command(cls=Command, rich_help_panel=_group)(_command)
+        app.command(cls=Command, rich_help_panel=_group)(with_verbosity(_command))
 app.add_typer(cache_app, name="cache", rich_help_panel=THIS_MACHINE)
 
 
@@ -85,8 +86,12 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: VerboseOpt = 0,
+    quiet: QuietOpt = False,
+    log_level: LevelOpt = None,
 ) -> None:
     """Options that precede every command."""
+    before_command(verbose, quiet, log_level)
 
 
 def _import_command(words: Sequence[str]) -> None:

@@ -7,11 +7,13 @@ import typer
 from onnxshot.cli import terminal
 from onnxshot.cli.help import Command, Group
 from onnxshot.cli.options import JsonOpt, tell
+from onnxshot.cli.verbosity import with_verbosity
 
 cache_app = typer.Typer(no_args_is_help=True, cls=Group, help="Show or empty the calibration cache.")
 
 
 @cache_app.command("show", cls=Command)
+@with_verbosity
 def cache_show(as_json: JsonOpt = False) -> None:
     """Show where the calibration cache is, and how large."""
     from onnxshot.execution import statistics_cache as store
@@ -26,6 +28,7 @@ def cache_show(as_json: JsonOpt = False) -> None:
 
 
 @cache_app.command("clear", cls=Command)
+@with_verbosity
 def cache_clear(as_json: JsonOpt = False) -> None:
     """Remove all entries of the calibration cache."""
     from onnxshot.execution import statistics_cache as store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from onnxshot.cli import streams
+from onnxshot.cli import streams, terminal
 from onnxshot.cli.completion import DEVICES, EFFORTS, MODES, PRECISIONS, PRESETS, SCOPES, TARGETS, one_of
 from onnxshot.cli.help import ACCURACY, DATA, GOALS, MACHINE, MESSAGES, RESULT, RUNTIMES, ZEROS
 from onnxshot.errors import UsageError
@@ -322,11 +322,24 @@ def files_of(
     )
 
 
-def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None]) -> None:
-    """Print the values as one JSON object on stdout when the command ends, or call `show`, which prints for people."""
+def tell(as_json: bool, values: dict[str, Any], show: Callable[[], None], *, output: Path | None = None) -> None:
+    """Print the values as one JSON object on stdout when the command ends, or call `show`, which prints for people.
+
+    A quiet command prints the path of the result instead, on stdout; of several artifacts, one a line.
+    output: the result, where the values do not name it.
+    """
     if as_json:
         from onnxshot.report.values import stamped
 
         streams.tell(stamped(values))
+    elif terminal.is_quiet():
+        streams.write_paths(_written(values) if output is None else [str(output)])
     else:
         show()
+
+
+def _written(values: dict[str, Any]) -> list[str]:
+    """The paths that the values of a result name: of the one output, or of artifacts."""
+    if isinstance(values.get("output"), str):
+        return [values["output"]]
+    return [artifact["path"] for artifact in values.get("outputs", ()) if "path" in artifact]

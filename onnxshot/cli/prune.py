@@ -167,6 +167,6 @@ def prune(
         tell(as_json, pruned.to_dict(), lambda: tables.show_pruned(pruned))
         return
     cut = result.report
-    tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut))
+    tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut), output=out)
     if not cut.reached:
         raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -96,6 +97,13 @@ def write(values: dict[str, Any]) -> None:
     except OSError as e:
         what = f"the JSON cannot be written to stdout: {e.strerror}"
         raise UsageError(what, "redirect stdout to a place with room") from e
+
+
+def write_paths(paths: Iterable[str]) -> None:
+    """Write paths to stdout, one a line, in the bytes by which the file system knows them."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b"".join(os.fsencode(path) + b"\n" for path in paths))
+    sys.stdout.flush()
 
 
 def text_of(values: dict[str, Any]) -> str:

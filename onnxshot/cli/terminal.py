@@ -33,14 +33,35 @@ STYLES = {_READY: "green", "caution": "yellow", "bad": "bold red"}
 """Colour of each level of a verdict."""
 
 
+_quiet = False
+
+
+def is_quiet() -> bool:
+    """Whether nothing but errors is printed."""
+    return _quiet
+
+
+@contextlib.contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Print nothing on any console while the block runs, if wanted."""
+    global _quiet
+    before, _quiet = _quiet, wanted
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 def stderr_console() -> Console:
-    """Return a console on stderr that does not wrap lines."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Return a console on stderr that does not wrap lines; one that prints nothing if the command is quiet."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 
 
 def show_text(text: str, level: str = "") -> None:
-    """Print text without markup, in the colour of a verdict's level if one is given."""
-    stderr_console().print(escape(text), style=STYLES.get(level) if level != _READY else None)
+    """Print text without markup, in the colour of a verdict's level if one is given; a bad one also if quiet."""
+    console = stderr_console()
+    console.quiet = _quiet and level != "bad"
+    console.print(escape(text), style=STYLES.get(level) if level != _READY else None)
 
 
 class _Rate(ProgressColumn):
@@ -75,7 +96,7 @@ def _tells_all(task: Task) -> bool:
 def progress(wanted: bool) -> Iterator[Callback | None]:
     """Yield a callback that shows a progress bar after SHOWN_AFTER seconds; None unless stderr is a terminal."""
     console = stderr_console()
-    if not wanted or not console.is_terminal:
+    if not wanted or _quiet or not console.is_terminal:
         yield None
         return
     what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))

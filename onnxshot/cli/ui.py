@@ -41,6 +41,8 @@ def ui(
     def ready(address: str) -> None:
         if as_json:
             streams.write({"url": address})
+        elif terminal.is_quiet():
+            streams.write_paths([address])  # nobody could use the page without it
         else:
             terminal.show_text(f"{address}\nanyone who has this address can use the page; Ctrl-C ends it")
 

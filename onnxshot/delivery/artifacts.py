@@ -19,6 +19,7 @@ from onnxshot.files.atomic_write import aside, scratch
 from onnxshot.files.links import follow_link
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.save import Draft
+from onnxshot.logs import stage
 from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.recipes.vocabulary import TargetName
 from onnxshot.report.values import Artifact
@@ -178,7 +179,8 @@ def make_artifact(
     if final.is_dir():
         raise UsageError(f"{final} is a folder", "name the file in it with -o")
     with aside(final) as folder:
-        emitted = runtime.emit(source, folder, final.stem, options)
+        with stage(f"emit {name}"):
+            emitted = runtime.emit(source, folder, final.stem, options)
         seconds = time.perf_counter() - started
         draft = Draft(folder, final, list(emitted.files))
         yield draft, _proven(draft, emitted, name, seconds, judged, settings, options)

@@ -14,6 +14,7 @@ from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import FixedShapes
 from onnxshot.graph.load import load_model
+from onnxshot.logs import stage
 from onnxshot.passes.widen_precision16 import WidenPrecision16
 from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import Plan
@@ -104,7 +105,8 @@ def prepare_model(source: str | Path | ModelProto, recipe: Recipe, settings: Set
         trained = to_float(model, complete=recipe.complete, requantize=settings.requantize)
     started = time.perf_counter()
     half = _keeps_half(target, recipe, widened)
-    prepare(model, target, recipe, keep_overridable=settings.keep_overridable, half=half)
+    with stage("normalize"):
+        prepare(model, target, recipe, keep_overridable=settings.keep_overridable, half=half)
     seconds = time.perf_counter() - started
     return Prepared(
         source, recipe, settings, target, model, source_hash, source_bytes, fixed_shapes, trained, widened, requantized,
