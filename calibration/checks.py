@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxshot.calibration.tensors import to_numpy
 from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 
@@ -81,28 +82,31 @@ def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: s
         Arrays of the inputs' dtypes and shapes, in the order of `specs`.
 
     Raises:
-        CalibrationError: a name is missing or unknown, or a dtype, a rank or a size does not fit.
+        CalibrationError: a name is missing, or a dtype, a rank or a size does not fit.
     """
     check_names(feed, specs, where)
     return {spec.name: fit_array(as_array(feed[spec.name], spec.name, where), spec, where) for spec in specs}
 
 
 def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: str) -> None:
-    """Raise CalibrationError for a name that is not an input of the model, and for an input that is missing."""
-    wanted = [spec.name for spec in specs]
-    missing = [name for name in wanted if name not in feed]
-    for name in feed:
-        if name not in wanted:
-            near = difflib.get_close_matches(str(name), missing or wanted, 1, 0.4)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            listed = ", ".join(map(repr, wanted))
-            what = f"{where} holds {name!r}, which is not an input of the model"
-            raise CalibrationError(what, f"{guess}inputs: {listed}")
-    if missing:
-        spec = next(s for s in specs if s.name == missing[0])
-        held = ", ".join(map(repr, feed)) or "nothing"
-        what = f"input {spec.name!r} expects {spec}; {where} holds only {held}"
-        raise CalibrationError(what, f"add an array named {spec.name!r} to every sample")
+    """Raise CalibrationError for an input that is missing; names that are no inputs are left out."""
+    missing = [spec for spec in specs if spec.name not in feed]
+    if not missing:
+        return
+    extra = [str(name) for name in feed if name not in {spec.name for spec in specs}]
+    spec, near = missing[0], difflib.get_close_matches(missing[0].name, extra, 1, 0.4)
+    held = ", ".join(map(repr, feed)) or "nothing"
+    guess = f"{near[0]!r} may be meant: rename it" if near else f"add an array named {spec.name!r} to every sample"
+    raise CalibrationError(f"input {spec.name!r} expects {spec}; {where} holds only {held}", guess)
+
+
+def only_input(specs: Sequence[InputSpec], where: str, hint: str = "save .npz files: np.savez(path, **feed)") -> str:
+    """The name of the model's only input. Raises CalibrationError where it has several and arrays have no names."""
+    if len(specs) != 1:
+        listed = ", ".join(repr(s.name) for s in specs)
+        what = f"{where} gives arrays without names; the model has {len(specs)} inputs: {listed}"
+        raise CalibrationError(what, hint)
+    return specs[0].name
 
 
 def as_array(value: object, name: str, where: str) -> NDArray[Any]:
@@ -111,7 +115,7 @@ def as_array(value: object, name: str, where: str) -> NDArray[Any]:
         return value
     with users_code(f"input {name!r} of {where}", _HOW_TO_ARRAY):
         try:
-            found = np.asarray(value)
+            found = to_numpy(value)
         except (OverflowError, ValueError) as e:  # raised for lists; other objects may raise anything in __array__
             if hasattr(value, "__array__"):
                 raise

@@ -100,17 +100,22 @@ class Fitter:
         preset: how to preprocess pictures; None where none was given.
         used: the preset at the model's size; None until a picture was preprocessed.
         notes: what was changed in the preset.
+        whole: whether batches stay whole where the model takes them.
+        extra: arrays of the samples that are no inputs, and are left out.
     """
 
-    def __init__(self, specs: Sequence[InputSpec], preset: Preset | None = None) -> None:
+    def __init__(self, specs: Sequence[InputSpec], preset: Preset | None = None, *, whole: bool = False) -> None:
+        self.whole = whole
         self.specs, self.preset = tuple(specs), preset
         self.used: Preset | None = None
         self.notes: tuple[str, ...] = ()
+        self.extra: dict[str, None] = {}
         self._spec = image_input(specs)
 
     def __call__(self, feed: Mapping[str, ArrayLike], where: str) -> dict[str, NDArray[Any]]:
         """The feed as the model takes it. `where` names the sample in errors. Raises as `fit_feed`."""
         spec = self._spec
+        self._leave_out(feed)
         if self.preset is not None and spec is not None and spec.name in feed:
             x = as_array(feed[spec.name], spec.name, where)
             if looks_like_pixels(x, spec):
@@ -123,6 +128,7 @@ class Fitter:
         Raises CalibrationError where they cannot be a sample, or where a sample would exceed MOST_BYTES.
         """
         check_names(stated, self.specs, where)
+        self._leave_out(stated)
         for spec in self.specs:
             x = stated[spec.name]
             if x.nbytes > MOST_BYTES:
@@ -134,6 +140,10 @@ class Fitter:
         """The input that picture files feed, and the preset at its size. Raises as `picture_input`."""
         spec, _ = picture_input(self.specs, self.preset, where)
         return spec, self._fitted(spec)
+
+    def _leave_out(self, feed: Mapping[str, object]) -> None:
+        if len(feed) > len(self.specs):
+            self.extra.update(dict.fromkeys(name for name in feed if name not in {spec.name for spec in self.specs}))
 
     def _fitted(self, spec: InputSpec) -> Preset:
         if self.used is None:

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample, as_array
+from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample
+from onnxshot.calibration.given import TAKES, Repeatable, Transformed, label_of
+from onnxshot.calibration.objects import open_object, transformed
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound import Step, open_sounds, sound_paths
 from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.sources import (
-    Feeds,
     Files,
     Noise,
     Source,
-    Spool,
     npy_files,
     npz_files,
     numbered,
-    only_input,
     pb_folders,
 )
-from onnxshot.calibration.stacks import Stack, npy_stack, npz_stack
-from onnxshot.calibration.text_files import TEXTS, files_of_text, records_of_text
+from onnxshot.calibration.stacks import npy_stack, npz_stack
+from onnxshot.calibration.text_files import TEXTS, files_of_text
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.calibration.texts import Texts, Words
-from onnxshot.calibration.user_functions import call, named, users_code
+from onnxshot.calibration.user_functions import call, named
 from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import PICTURES, check_regular, is_special
 from onnxshot.files.urls import refuse_remote
@@ -44,12 +39,6 @@ __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
 _SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds": SOUNDS}
 """Suffixes of the files in a folder of samples, by the kind of sample."""
-TAKES = (
-    "a folder of pictures (with --preset), of .wav or .flac, of .txt, of .npy or of .npz files; one .npz or .npy with "
-    "a leading sample axis; one .wav, .flac, .txt, .jsonl or .tsv; "
-    "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
-)
-"""The kinds of calibration data, as messages list them."""
 _RANDOM_SAMPLES = 16
 _MOST_ENTRIES = 10_000_000  # files below a folder of samples
 
@@ -205,12 +194,14 @@ def open_data(
     folder: Path | None = None,
     step: Step | None = None,
     words: Words | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """Open calibration data for a model. The first sample is read and checked at once.
 
     Args:
-        source: a path (see `TAKES`), a list of paths of sounds, 'module:function', 'random', a dict of arrays with a
-            leading sample axis, or an iterable of dicts {input name: array} or of texts.
+        source: a path (see `TAKES`), a list of paths of sounds, 'module:function', 'random', an array or a dict of
+            arrays with a leading sample axis, a table, or a sequence or iterable of texts, arrays, tuples in the order
+            of the inputs, or dicts {input name: array}. A batch of 8 is 8 samples.
         inputs: the inputs of the model.
         preset: how to preprocess pictures, and uint8 arrays that look like pictures; or sounds, or texts.
         limit: number of samples to use, evenly spaced over all; of a stream, the first ones. None uses all.
@@ -218,6 +209,7 @@ def open_data(
         folder: of the model, where files may say how sounds become its inputs.
         step: runs the model, whose states are carried from one window of sound to the next.
         words: makes samples of texts; without it they are refused.
+        whole: whether batches of the caller's items stay whole where the model takes them, as when it is timed.
 
     Returns:
         The samples.
@@ -228,37 +220,43 @@ def open_data(
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"{limit} calibration samples were asked for", "ask for 1 or more")
-    label, fit = _label(source), Fitter(inputs, preset if isinstance(preset, Preset) else None)
+    label, fit = label_of(source), Fitter(inputs, preset if isinstance(preset, Preset) else None, whole=whole)
     asked = None if isinstance(preset, TextPreset) and preset.implied else preset
+    held = source if isinstance(source, Repeatable) else None
+    source = source if held is None else held.data
     if paths := sound_paths(source, _only_sounds):
         opened: Source = open_sounds(label, paths, inputs, asked, folder, step)
+    elif held is not None and held.opened is not None:
+        opened, fit.used, fit.notes = held.opened
     else:
         opened = _open(source, label, fit, limit, seed, Texts(label, fit.specs, preset, limit, words))
     if len(opened) == 0:
         opened.close()
         raise CalibrationError(f"{label} holds no samples", f"--calib takes {TAKES}")
     data = Dataset(label, opened, fit)
-    notes = [*opened.notes]
+    if held is not None:
+        data._owner, held.opened = False, (opened, fit.used, fit.notes)
+    notes = list[str]()
     if limit is not None and limit < len(opened):
         notes.append(f"{limit} of {len(opened)} samples, evenly spaced")
         data._indices = tuple(i * len(opened) // limit for i in range(limit))
     data[0]  # report an error of the first sample now
-    notes.extend(fit.notes)
+    notes = [*opened.notes, *notes, *fit.notes]
+    if fit.extra:
+        notes.append(f"{', '.join(map(repr, fit.extra))} of {label} left out: not inputs of the model")
     if asked is not None and fit.used is None and not data.random and opened.made_by is None:
         notes.append(f"preset {asked.name} was not used: the arrays of {label} are used unchanged")
     data.notes = tuple(notes)
     return data
 
 
-def _label(source: object) -> str:
-    return str(source) if isinstance(source, str | Path) else type(source).__name__
-
-
 def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int, texts: Texts) -> Source:
     if source is None or (isinstance(source, str) and not source):
         raise CalibrationError("calibration data is needed and none was given", f"--calib takes {TAKES}")
+    if isinstance(source, Transformed):
+        return open_object(transformed(_items(source.data), source.by, label), label, fit, limit, texts)
     if not isinstance(source, str | Path):
-        return _open_object(source, label, fit, limit, texts)
+        return open_object(source, label, fit, limit, texts)
     if source == "random":
         return Noise(fit.specs, limit or _RANDOM_SAMPLES, seed)
     path = Path(source)
@@ -269,9 +267,22 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
     if is_special(path):
         check_regular(path, "calibration data", CalibrationError)
     if found := named(str(source)):
-        return _open_object(call(*found), label, fit, limit, texts)
+        return open_object(call(*found), label, fit, limit, texts)
     refuse_remote(source, CalibrationError, "calibration data")
     raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
+
+
+def _items(source: Any) -> Any:
+    """What a transform is called on, one by one: the paths of a folder's files, or the items of an object."""
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        return _files(path, None)
+    if not path.exists() and (found := named(str(source))):
+        return call(*found)
+    what = f"transform= takes items one by one, and {source} is {'a file' if path.exists() else 'not there'}"
+    raise CalibrationError(what, "give the folder of the files, whose paths it gets, or an iterable")
 
 
 def _open_file(path: Path, fit: Fitter, texts: Texts) -> Source:
@@ -319,8 +330,8 @@ def _open_folder(root: Path, fit: Fitter, texts: Texts) -> Source:
     raise CalibrationError(f"{root} holds no samples", f"--calib takes {TAKES}")
 
 
-def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below a folder that have one of these suffixes, sorted by path; hidden files are left out.
+def _files(root: Path, suffixes: tuple[str, ...] | None) -> list[Path]:
+    """Files below a folder that have one of these suffixes, or any, sorted by path; hidden files are left out.
 
     Raises CalibrationError for an entry of such a name that is not a regular file, for a folder of too many files, and
     for a folder that cannot be searched.
@@ -332,7 +343,8 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
                 what = f"{root} holds more than {_MOST_ENTRIES} files"
                 raise CalibrationError(what, "name the folder of the samples")
             hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if hidden or path.suffix.lower() not in suffixes or path.is_dir():
+            other = suffixes is not None and path.suffix.lower() not in suffixes
+            if hidden or other or path.is_dir():
                 continue
             try:
                 check_regular(path, "the sample", CalibrationError)
@@ -347,51 +359,6 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(found)
 
 
-def _columns(source: Mapping[object, object], label: str) -> dict[str, NDArray[Any]]:
-    """The values of a dict as arrays. Raises CalibrationError where one is not an array, or its samples differ."""
-    with users_code(label):
-        values = dict(source.items())
-    return {str(name): _column(value, str(name), label) for name, value in values.items()}
-
-
-def _column(value: object, name: str, label: str) -> NDArray[Any]:
-    try:
-        return as_array(value, name, label)
-    except CalibrationError:
-        if not isinstance(value, list | tuple):
-            raise
-        shapes = {as_array(x, name, f"{label}[{i}]").shape: i for i, x in reversed(list(enumerate(value)))}
-        if len(shapes) < 2:
-            raise
-        (one, i), (other, j) = sorted(shapes.items(), key=lambda pair: pair[1])[:2]
-        what = f"input {name!r}: sample {label}[{j}] holds {list(other)}, sample {label}[{i}] {list(one)}"
-        raise CalibrationError(what, "give a list of dicts, one for each sample") from None
-
-
 def _pictures(root: Path, paths: Sequence[Path], fit: Fitter) -> Files:
     spec, preset = fit.for_files(str(root))
     return Files(root, [(p,) for p in paths], lambda group: {spec.name: read_picture(group[0], preset, spec)})
-
-
-def _open_object(source: object, label: str, fit: Fitter, limit: int | None, texts: Texts) -> Source:
-    if isinstance(source, np.ndarray):
-        return Stack(label, {only_input(fit.specs, label): source}, fit.specs)
-    if isinstance(source, Mapping):
-        return Stack(label, _columns(source, label), fit.specs)
-    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        with users_code(label):
-            first = source[0] if len(source) else None
-        if texts.found(first):
-            return texts.open(lambda field: records_of_text(label, source, field))
-        return Feeds(label, source)
-    if callable(following := getattr(source, "get_next", None)):  # onnxruntime's CalibrationDataReader
-        return Spool(label, iter(following, None), fit.specs, fit, limit)
-    if isinstance(source, Iterable):
-        with users_code(f"{label} at sample 0"):
-            begun = list(islice(stream := iter(source), 1))
-        rest = chain(begun, stream)
-        if begun and texts.found(begun[0]):
-            return texts.open(lambda field: records_of_text(label, rest, field))
-        return Spool(label, rest, fit.specs, fit, limit)
-    what = f"calibration data is of type {type(source).__name__}, which gives no samples"
-    raise CalibrationError(what, f"give an iterable of dicts or of texts, or {TAKES}")

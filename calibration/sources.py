@@ -7,24 +7,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from onnxshot.calibration.arrays import Headers, read_npy, read_npz
-from onnxshot.calibration.checks import InputSpec, Sample, as_array, is_float
+from onnxshot.calibration.checks import InputSpec, Sample, is_float, only_input
 from onnxshot.calibration.language_inputs import LanguageInputs, language_inputs
-from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
-from onnxshot.files.atomic_write import scratch_kept
 from onnxshot.files.regular_files import read_regular
 
 _BLOCK = 1 << 20
 _MOST_RANDOM = 1 << 28  # elements of one random input
 _RANDOM_TOKENS = 16
-_MOST_STREAMED = 1 << 20  # samples of a stream that has no limit
 MOST_BYTES = 512 << 20
 """Most bytes that one sample may have."""
 
@@ -123,15 +119,6 @@ def npy_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], che
     return Files(root, [(p,) for p in paths], read)
 
 
-def only_input(specs: Sequence[InputSpec], where: str) -> str:
-    """The name of the model's only input. Raises CalibrationError where it has several and arrays have no names."""
-    if len(specs) != 1:
-        listed = ", ".join(repr(s.name) for s in specs)
-        what = f"{where} gives arrays without names; the model has {len(specs)} inputs: {listed}"
-        raise CalibrationError(what, "save .npz files: np.savez(path, **feed)")
-    return specs[0].name
-
-
 def npz_files(root: Path, paths: Sequence[Path], specs: Sequence[InputSpec], check: Checked) -> Files:
     """One sample per .npz file, whose keys are the names of the inputs; a model of one input takes any single key.
 
@@ -188,111 +175,6 @@ def renamed(arrays: Mapping[str, Held], specs: Sequence[InputSpec]) -> dict[str,
     if len(specs) == 1 and len(arrays) == 1:
         return {specs[0].name: next(iter(arrays.values()))}
     return dict(arrays)
-
-
-class Feeds(Source):
-    """Samples of a sequence of dicts, which stays in the caller's memory and is read one item at a time."""
-
-    def __init__(self, label: str, feeds: Sequence[Mapping[str, ArrayLike]]) -> None:
-        self._label, self._feeds = label, feeds
-        self._one_at_a_time = Lock()  # samples are read in several threads, and a caller's class may not expect that
-
-    def __len__(self) -> int:
-        with users_code(self._label):
-            return len(self._feeds)
-
-    def load(self, index: int) -> Sample:
-        """The dict at this index, as arrays."""
-        where = self.where(index)
-        with self._one_at_a_time, users_code(where):
-            item = self._feeds[index]
-        return Sample(f"#{index}", as_feed(item, where))
-
-    def where(self, index: int) -> str:
-        """The label and number."""
-        return f"{self._label} #{index}"
-
-
-class Spool(Source):
-    """Samples of an iterator of dicts, which are checked as they arrive and kept in temporary files until `close`."""
-
-    def __init__(
-        self,
-        label: str,
-        stream: Iterable[object],
-        specs: Sequence[InputSpec],
-        fit: Callable[[Mapping[str, ArrayLike], str], dict[str, NDArray[Any]]],
-        limit: int | None = None,
-    ) -> None:
-        self._label, self._specs, self._count = label, specs, 0
-        with scratch_kept() as self._folder:
-            for feed in _first(stream, limit, label):
-                if self._count >= _MOST_STREAMED:
-                    what = f"{label} has not ended after {self._count} samples"
-                    raise CalibrationError(what, "give --samples a number, or let it end")
-                self._keep(fit(as_feed(feed, self.where(self._count)), self.where(self._count)))
-        if limit is not None and self._count == limit:
-            self.notes = (f"the first {limit} samples of {label}",)
-
-    def _keep(self, checked: Mapping[str, NDArray[Any]]) -> None:
-        # by position: an input may be named 'file', which is a parameter of np.savez
-        values = [np.asarray(x, str) if x.dtype.hasobject else x for x in checked.values()]
-        try:
-            np.savez(self._path(self._count), *values)
-        except OSError as e:
-            what = f"sample {self._count} of {self._label} cannot be kept in {self._folder.path}: {e.strerror}"
-            raise CalibrationError(what, "set TMPDIR to a folder with more room, or give --samples") from e
-        self._count += 1
-
-    def __len__(self) -> int:
-        return self._count
-
-    def load(self, index: int) -> Sample:
-        """Read a sample back from its temporary file."""
-        arrays = read_npz(self._path(index)).values()
-        # .npy knows no bfloat16 and reads it back as raw bytes
-        feed = {
-            spec.name: x.view(spec.dtype) if x.dtype.kind == "V" else x.astype(spec.dtype, copy=False)
-            for spec, x in zip(self._specs, arrays, strict=True)
-        }
-        return Sample(f"#{index}", feed)
-
-    def where(self, index: int) -> str:
-        """The label and number."""
-        return f"{self._label} #{index}"
-
-    def close(self) -> None:
-        """Remove the temporary files."""
-        self._folder.close()
-
-    def _path(self, index: int) -> Path:
-        return self._folder.path / f"{index}.npz"
-
-
-def _first(stream: Iterable[object], limit: int | None, label: str) -> Iterable[object]:
-    with users_code(label):
-        iterator = iter(stream)
-    end = object()
-    count = 0
-    while limit is None or count < limit:
-        with users_code(f"{label} at sample {count}"):
-            item = next(iterator, end)
-        if item is end:
-            return
-        yield item
-        count += 1
-
-
-def as_feed(item: object, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a dict or of a `Sample`, by name. Raises CalibrationError for other types and other values."""
-    if isinstance(item, Sample):
-        return dict(item.feed)
-    if not isinstance(item, Mapping):
-        what = f"{where} is of type {type(item).__name__}, not a dict"
-        raise CalibrationError(what, "give {input name: array} for each sample")
-    with users_code(where):
-        values = dict(item.items())
-    return {str(name): as_array(value, str(name), where) for name, value in values.items()}
 
 
 def _decoder(specs: Sequence[InputSpec]) -> LanguageInputs | None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.calibration.arrays import FileArray, Headers, open_npy, open_npz
-from onnxshot.calibration.checks import InputSpec, Sample, fits
-from onnxshot.calibration.sources import Checked, Source, only_input, renamed
+from onnxshot.calibration.checks import InputSpec, Sample, fits, only_input
+from onnxshot.calibration.sources import Checked, Source, renamed
 from onnxshot.errors import CalibrationError
 from onnxshot.files.atomic_write import scratch_kept
 from onnxshot.files.temporary_folders import Part

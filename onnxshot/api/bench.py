@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxshot.arguments import check_value, checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -41,6 +42,7 @@ def bench(
     calib: Any = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     seconds: float = 2.0,
     threads: int = 2,
     python: str | Path | None = None,
@@ -52,6 +54,7 @@ def bench(
         models: Models, each as `quantize` takes it; speedups are relative to the first.
         calib: Samples, as `quantize` takes them. Default: random ones.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         seconds: Time for all runs together, about.
         threads: Threads of each session.
         python: Interpreter of another environment, or its folder. The models are then timed in the ONNX Runtime of that
@@ -72,6 +75,7 @@ def bench(
         >>> before, after = onnxshot.bench(["model.onnx", "model.int8.onnx"], seconds=2.0)
         >>> after.ratio  # times as fast as the first model
     """
+    calib = with_transform(calib, transform)
     if not isinstance(models, Sequence) or isinstance(models, str | bytes) or not models:
         raise UsageError("models is no list of models", "give one or more, such as ['a.onnx', 'b.onnx']")
     if not (math.isfinite(seconds) and seconds >= 0):
@@ -93,7 +97,7 @@ def _timed(
 ) -> list[Latency]:
     """The rows of files."""
     loaded = [load_model(p) for p in paths]
-    with open_calib("random" if calib is None else calib, loaded[0], preset, Settings()) as data:
+    with open_calib("random" if calib is None else calib, loaded[0], preset, Settings(), whole=True) as data:
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
         if python is not None:
             return bench_in(python, paths, feeds, threads=threads, seconds=seconds)

@@ -16,6 +16,7 @@ from onnxshot.arguments import checked
 from onnxshot.bundles.bundle_manifest import Made, Manifest, check_files, entry_of, files_of, read_manifest
 from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sample_parts import HOLDOUT
@@ -63,6 +64,7 @@ def bundle(
     calib: Any = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Path:
     """Put all files of a result into one folder, with samples to check it and a manifest of hashes.
@@ -76,6 +78,7 @@ def bundle(
         folder: Folder to write; a bundle there is replaced.
         calib: The samples of the run. Default: random ones.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Settings of the run.
 
     Returns:
@@ -90,6 +93,7 @@ def bundle(
         >>> result = onnxshot.quantize("model.onnx", "samples/", output="model.int8.onnx")
         >>> onnxshot.bundle(result, "bundle/", "samples/")
     """
+    calib = with_transform(calib, transform)
     folder, settings = Path(folder), settings or Settings()
     refuse_folder(folder)
     source = Path(result.report.input)

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -42,6 +43,7 @@ def calibrate(
     *,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     holdout: float = HOLDOUT,
@@ -53,6 +55,7 @@ def calibrate(
         calib: Calibration data, as `quantize` takes it.
         output: Path of an .npz file to write the statistics to. With None they stay in memory.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: Which tensors are observed. Only its target, includes and excludes matter.
         settings: Threads, samples, device.
         holdout: Share of the samples, the last ones, that is held out, in [0, 1).
@@ -70,6 +73,7 @@ def calibrate(
         >>> onnxshot.calibrate("model.onnx", "samples/", output="model.npz")
         >>> onnxshot.quantize("model.onnx", stats="model.npz")
     """
+    calib = with_transform(calib, transform)
     model = plain_source(model)
     settings, recipe = settings or Settings(), recipe or Recipe()
     loaded, target = load_model(model), target_named(recipe.target)

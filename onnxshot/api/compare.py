@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -39,6 +40,7 @@ def compare(
     calib: Any,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Compare a model with its float original on all samples: outputs, tensors by name, int8 share and latency.
@@ -49,6 +51,7 @@ def compare(
         calib: Samples, as `quantize` takes them. They are all used, since it is not known which of them the candidate
             was calibrated on.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Threads, benchmark time.
 
     Returns:
@@ -62,6 +65,7 @@ def compare(
         >>> report = onnxshot.compare("model.onnx", "model.int8.onnx", "samples/")
         >>> report.sqnr_db, report.agreement
     """
+    calib = with_transform(calib, transform)
     with model_files(reference, candidate) as (one, other):
         report = _compared(one, other, calib, preset, settings or Settings())
     report.input, report.recipe = name_of_source(candidate), {"reference": name_of_source(reference)}
@@ -80,8 +84,10 @@ def _compared(
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=input_bytes(reference, loaded))
-    record_weights(report, loaded, load_model(candidate), stored_bytes(candidate))
-    with open_calib(calib, loaded, preset, settings) as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
+    made = load_model(candidate)
+    record_weights(report, loaded, made, stored_bytes(candidate))
+    given = open_calib(calib, loaded, preset, settings, also=made)
+    with given as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
         reference, candidate = runs
         report.notes += notes
         # It is not known which samples the candidate was calibrated on, so none is reported as held out.

@@ -15,6 +15,7 @@ from onnxshot.api.recipe_stages import RanStages, StageInputs, StageModel, run_r
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched, refuse_copies
+from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sample_parts import HOLDOUT
@@ -75,6 +76,7 @@ def compress(
     output: str | Path | None = None,
     keep_stages: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
     **options: Unpack[StageOptions],
 ) -> CompressResult:
@@ -99,6 +101,7 @@ def compress(
         output: Path to write to. With None the result stays in memory.
         keep_stages: Folder for the model of every stage.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Threads, verification, benchmark time.
         **options: Fields of the recipe of quantization, by name.
 
@@ -114,6 +117,7 @@ def compress(
         >>> [row.name for row in result.report.stages]
         ['input', 'pruned', 'quantized']
     """
+    calib = with_transform(calib, transform)
     started = time.perf_counter()
     model = plain_source(model)
     settings = settings or Settings()
@@ -129,7 +133,7 @@ def compress(
         files = files.reading(*of_recipe(recipe))
     files.writing(*stage_writes(stages, loaded, output, keep_stages)).check()
     settings = replace(settings, files=Files())
-    calib = list(calib) if isinstance(calib, Iterator) else calib  # every stage reads it
+    calib = repeatable(calib)  # every stage reads it
     report = CompressReport(source_name(model), stages.to_dict(), input_bytes=input_bytes(model, loaded))
     report.accepted = settings.accept
     with scratch() as made, open_calib(calib, loaded, preset, settings, sizes) as data:

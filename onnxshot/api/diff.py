@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -20,6 +21,8 @@ from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
+from onnxshot.report.html import figures
+from onnxshot.report.html.notebook import Rows, card, counted, folded, sentences, table
 from onnxshot.report.values import rounded
 from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
@@ -29,6 +32,7 @@ from onnxshot.verification.io_contract import contract, difference
 from onnxshot.verification.output_errors import OutputRow
 from onnxshot.verification.tensor_errors import TensorRow
 
+_SHOWN = 20  # layers in a card
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -84,6 +88,31 @@ class Diff:
     worst: tuple[TensorRow, ...] = ()
     tensor_samples: int = 0
 
+    def __repr__(self) -> str:
+        """One line: how many layers differ, and in what."""
+        facts = [f"{name} {text}" for name, text in self._facts() if text]
+        return f"Diff({', '.join([f'{len(self.layers)} layers differ', *facts])})"
+
+    def _repr_html_(self) -> str:
+        """A card with the layers that differ most, which notebooks show."""
+        rows = [
+            (row.node, row.op, ", ".join(row.changes), "" if row.sqnr_db is None else figures.decibels(row.sqnr_db))
+            for row in self.layers[:_SHOWN]
+        ]
+        shown = table(Rows(("layer", "op", "differs in", "SQNR"), rows, frozenset({3})))
+        notes = folded(counted(len(self.notes), "note"), sentences(self.notes))
+        title = f"{Path(self.before).name} → {Path(self.after).name}: {counted(len(self.layers), 'layer')} of "
+        return card(f"{title}{len(self.layers) + self.unchanged} differ", self._facts(), shown, notes)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [
+            ("size", f"{figures.megabytes(self.bytes_before)} → {figures.megabytes(self.bytes_after)}"),
+            *((kind, str(count)) for kind, count in self.changed.items()),
+            ("SQNR", "" if self.sqnr_db is None else figures.decibels(self.sqnr_db)),
+            ("agreement", figures.percent(self.agreement)),
+            ("contract", self.contract),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under stable keys."""
         values: dict[str, Any] = rounded(asdict(self))
@@ -100,6 +129,7 @@ def diff(
     calib: Any = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Diff:
     """Compare two files of a model: precision, scales, masks, shapes and values of its layers.
@@ -112,6 +142,7 @@ def diff(
         after: Another, made from the same model.
         calib: Samples to run both files on, as `quantize` takes them. Without, nothing is run.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Threads, samples.
 
     Returns:
@@ -128,6 +159,7 @@ def diff(
         >>> found = onnxshot.diff("model.onnx", "model.int8.onnx")
         >>> found.changed
     """
+    calib = with_transform(calib, transform)
     with model_files(before, after) as (one, other):
         found = _difference(one, other, calib, preset, settings)
     return replace(found, before=name_of_source(before), after=name_of_source(after))
@@ -151,7 +183,8 @@ def _difference(
     facts, ran = dict[str, Any](), tuple[str, ...]()
     if calib is not None:
         settings = settings or Settings(samples="all")
-        with open_calib(calib, models[0], preset, settings) as data, runnable_on_cpu([before, after]) as (runs, notes):
+        opened = open_calib(calib, models[0], preset, settings, also=models[1])
+        with opened as data, runnable_on_cpu([before, after]) as (runs, notes):
             same = factors if not notes else factors_between(*runs)  # of the files that run
             found = compare(
                 runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form

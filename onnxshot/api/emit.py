@@ -14,6 +14,7 @@ from onnx import ModelProto
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -68,6 +69,7 @@ def emit(
     output: str | Path,
     calib: Any = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     batch: int | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: EmitOptions | None = None,
@@ -86,6 +88,7 @@ def emit(
         output: Path to write to; other formats take its stem.
         calib: Samples to compare artifacts with the model on, as `quantize` takes them. Default: random ones.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         batch: Fixed size of the batch dimension.
         shapes: Fixed shape of an input, by input name.
         options: How artifacts other than .onnx are built.
@@ -106,6 +109,7 @@ def emit(
         >>> [artifact.path for artifact in report.outputs]
         ['model.xml']
     """
+    calib = with_transform(calib, transform)
     started = time.perf_counter()
     model = plain_source(model)
     reference = None if reference is None else plain_source(reference)

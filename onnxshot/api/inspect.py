@@ -10,6 +10,7 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.data_summary import InputSummary, describe_inputs
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -20,8 +21,12 @@ from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
 from onnxshot.graph.weight_sparsity import Layer, layers_of, sparsity_notes
 from onnxshot.planning.make_plan import already_quantized, make_plan
 from onnxshot.planning.plan import FLOAT, HALF, Plan
+from onnxshot.planning.plan_tables import plan_tables
 from onnxshot.precision16.convert import predict_conversion
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.html import figures
+from onnxshot.report.html.markup import Markup
+from onnxshot.report.html.notebook import card, counted, folded, sentences
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
@@ -77,6 +82,29 @@ class Inspection:
             return None
         left = {n.node for n in self.plan.nodes if n.how in (FLOAT, HALF)}
         return sum(v for k, v in self.macs.items() if k not in left) / total
+
+    def __repr__(self) -> str:
+        """One line: the plan, and the share of the work that it quantizes."""
+        plan = "quantized already" if self.plan is None else repr(self.plan)
+        return f"Inspection({', '.join(f'{name} {text}' for name, text in self._facts() if text)}, {plan})"
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        ports = sentences([str(port) for port in self.ports])
+        planned = Markup() if self.plan is None else plan_tables(self.plan, self.macs)
+        title = "the model is quantized already" if self.plan is None else f"plan for {self.plan.target}"
+        notes = [*self.notes, *(() if self.plan is None else self.plan.notes)]
+        shown = folded(counted(len(notes), "note"), sentences(notes))
+        return card(title, self._facts(), planned, folded("inputs and outputs", ports), shown)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [
+            ("opset", str(self.opset)),
+            ("weights", figures.megabytes(self.weight_bytes)),
+            ("nodes", str(sum(self.ops.values()))),
+            ("MACs", f"{sum(self.macs.values()):,}" if self.macs else ""),
+            ("in int8", figures.percent(self.int8_macs_share, 0)),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under stable keys."""
@@ -152,6 +180,7 @@ def inspect(
     recipe: Recipe | None = None,
     calib: Any = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Inspection:
     """Describe a model and plan its quantization; with `calib`, also describe the data.
@@ -163,6 +192,7 @@ def inspect(
         recipe: The recipe to plan for. Default: int8 for ONNX Runtime.
         calib: Calibration data, as `quantize` takes it.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Threads, samples.
 
     Returns:
@@ -177,6 +207,7 @@ def inspect(
     Example:
         >>> print(onnxshot.inspect("model.onnx").to_text())
     """
+    calib = with_transform(calib, transform)
     model = plain_source(model)
     recipe = recipe or Recipe()
     if recipe.mode == "auto":

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
 from onnxshot.calibration.sample_parts import HOLDOUT
@@ -66,6 +67,7 @@ def prune(
     scope: PruneScope | None = None,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     layers: Mapping[str, float] | None = None,
@@ -87,6 +89,7 @@ def prune(
             (Erdos-Renyi-Kernel) or 'auto' (measured, needs data). Default: 'auto' with data, else 'layer'.
         output: Path to write to. With None the result stays in memory.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         include: Globs over node names, tensor names and operators. If given, only matching layers are pruned.
         exclude: Globs of layers that are not pruned.
         layers: Glob -> sparsity of the matching layers. The other layers make up the rest of `sparsity`.
@@ -105,6 +108,7 @@ def prune(
         >>> result = onnxshot.prune("model.onnx", "calib/", sparsity=0.5)
         >>> result.save("model.sparse.onnx")
     """
+    calib = with_transform(calib, transform)
     started, settings = time.perf_counter(), settings or Settings()
     model = plain_source(model)
     asked = PruneStage.from_dict(

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -54,6 +55,7 @@ def quantize(
     stats: str | Path | None = None,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     emit: Sequence[FormatName] | None = None,
@@ -70,6 +72,7 @@ def quantize(
             `calib` is given too, it must include the samples of that file; its other samples are the held-out ones.
         output: where to write. None keeps the result in memory; `Result.save` writes it later.
         preset: preprocessing of pictures: a name, the path of a YAML file, or a Preset.
+        transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: what to do. `options` override its fields.
         settings: how to run it: threads, samples, device.
         emit: formats to write, each with the stem of `output`: 'onnx', 'openvino', 'tensorrt'. Default: the format of
@@ -90,6 +93,7 @@ def quantize(
         >>> result = onnxshot.quantize("model.onnx", "samples/", output="model.int8.onnx")
         >>> result.report.sqnr_db, result.report.speedup
     """
+    calib = with_transform(calib, transform)
     started = time.perf_counter()
     model = plain_source(model)
     settings = settings or Settings()

@@ -11,6 +11,7 @@ from onnxshot.arguments import checked
 from onnxshot.bundles import form_names
 from onnxshot.bundles.folder_output import check_output, publish_folder, write_config
 from onnxshot.bundles.model_folder import CONFIG, GENAI, ModelFolder, read_config, read_folder
+from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -39,6 +40,7 @@ def quantize_folder(
     *,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     **options: Unpack[RecipeOptions],
@@ -56,6 +58,7 @@ def quantize_folder(
         output: folder to write. If it exists, files are added to it, and only models that onnxshot has written are
             replaced. Default: the name of the input and of the form, such as smollm-q4, beside the input.
         preset: as for `quantize`.
+        transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: what to do with each file. `options` override its fields.
         settings: how to run it.
         **options: fields of the recipe by name, such as mode='weights'.
@@ -72,6 +75,7 @@ def quantize_folder(
     Example:
         >>> onnxshot.quantize_folder("whisper/", output="whisper-q8/", mode="weights").reports
     """
+    calib = repeatable(with_transform(calib, transform))  # every file reads it
     settings = settings or Settings()
     over = with_mode(options) if recipe is None else options
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from onnxshot.api.recipe_stages import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.statistics_file import data_hash, refuse_other
@@ -78,6 +79,7 @@ def replay(
     calib: Any = None,
     stats: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Replayed:
     """Make a result again from the model it was made from.
@@ -91,6 +93,7 @@ def replay(
         calib: The samples. Default: the path in the record.
         stats: The statistics, if the run was given a statistics file and no samples.
         preset: How samples become inputs. Default: the name in the record.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: How to run it. Settings that can change the bytes are read from the record.
 
     Returns:
@@ -106,6 +109,7 @@ def replay(
         >>> again.same
         True
     """
+    calib = with_transform(calib, transform)
     with model_files(model) as (path,):
         return _replayed(path, recorded, Path(output), calib, stats, preset, settings or Settings())
 
@@ -128,7 +132,7 @@ def _replayed(
     files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
     files.writing(*of_result(output, data=data_suffix(loaded))).check()
     settings, preset = replace(settings, files=Files()), with_tokenizer(preset, model)
-    calib = list(calib) if isinstance(calib, Iterator) else calib
+    calib = repeatable(calib)
     with scratch() as folder:
         path = model
         for number, run in enumerate(records.runs, 1):

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -19,12 +20,16 @@ from onnxshot.maths.quant_scheme import PerTensor
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.recipe_options import RecipeOptions, listed
+from onnxshot.report.html import figures
+from onnxshot.report.html.notebook import Rows, card, counted, folded, sentences, table
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded, stamped
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.workbench import Unit, Workbench, workbench
 from onnxshot.settings import Settings, budgeted
+
+_SHOWN = 20  # nodes in a card
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,25 @@ class Sensitivity:
         values: dict[str, Any] = rounded(asdict(self))
         return stamped(values)
 
+    def __repr__(self) -> str:
+        """One line: the nodes, and the SQNR with all of them quantized."""
+        worst = f", worst {self.nodes[0].node!r}" if self.nodes else ""
+        return f"Sensitivity({len(self.nodes)} nodes, all quantized {self.sqnr_db:.1f} dB{worst})"
+
+    def _repr_html_(self) -> str:
+        """A card with the most sensitive nodes, which notebooks show."""
+        rows = [
+            (
+                row.node, row.op, row.how, "" if row.per_channel_db is None else f"{row.per_channel_db:.1f}",
+                "" if row.float_gain_db is None else f"{row.float_gain_db:.1f}", figures.percent(row.macs_share),
+            )
+            for row in self.nodes[:_SHOWN]
+        ]  # fmt: skip
+        heads = ("node", "op", "how", "dB alone", "gain in float", "work")
+        facts = [("SQNR with all quantized", figures.decibels(self.sqnr_db)), ("samples", str(self.samples))]
+        notes = folded(counted(len(self.notes), "note"), sentences(self.notes))
+        return card(f"sensitivity of {self.input}", facts, table(Rows(heads, rows, frozenset({3, 4, 5}))), notes)
+
     def save(self, path: str | Path) -> None:
         """Write a JSON file, or an HTML page where `path` ends in .html.
 
@@ -107,6 +131,7 @@ def sensitivity(
     *,
     stats: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     gains: bool = False,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
@@ -122,6 +147,7 @@ def sensitivity(
         calib: calibration data, as `quantize` takes it.
         stats: path of a statistics file that `calibrate` wrote.
         preset: how samples become inputs.
+        transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         gains: also measure the gain in dB when each node alone goes back to float.
         recipe: what to do. `options` override its fields.
         settings: how to run it.
@@ -140,6 +166,7 @@ def sensitivity(
         >>> table = onnxshot.sensitivity("model.onnx", "samples/")
         >>> [(row.node, row.per_channel_db) for row in table.nodes[:3]]
     """
+    calib = with_transform(calib, transform)
     started = time.perf_counter()
     model = plain_source(model)
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **options})

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -60,6 +61,7 @@ def shrink(
     importance: Importance = "auto",
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> ShrinkResult:
     """Remove channels, hidden units, heads and residual branches from a float model until one target is met.
@@ -89,6 +91,7 @@ def shrink(
             'l1', 'l2': the norm of its weights. 'auto': 'error' with data, else 'l2'.
         output: Path to write to. With None the result stays in memory.
         preset: How samples become inputs.
+        transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         settings: Threads, verification, benchmark time.
 
     Returns:
@@ -111,6 +114,7 @@ def shrink(
         >>> result = onnxshot.shrink("model.onnx", "calib/", target_flops=0.7)
         >>> result.save("model.small.onnx")
     """
+    calib = with_transform(calib, transform)
     started, settings = time.perf_counter(), settings or Settings()
     model = plain_source(model)
     asked = ShrinkStage.from_dict(

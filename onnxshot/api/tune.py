@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,6 +12,7 @@ from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -51,6 +51,7 @@ def tune(
     stats: str | Path | None = None,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
+    transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
     **options: Unpack[RecipeOptions],
@@ -68,6 +69,7 @@ def tune(
         stats: path of a statistics file that `calibrate` wrote.
         output: where to write; None keeps the result in memory.
         preset: how samples become inputs.
+        transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: what to do apart from the search. `options` override its fields.
         settings: how to run it.
         **options: fields of the recipe by name.
@@ -86,11 +88,12 @@ def tune(
         >>> result = onnxshot.tune("model.onnx", "samples/", onnxshot.Goal(min_sqnr=30), output="model.int8.onnx")
         >>> result.report.goal["reached"], result.report.goal["float_nodes"]
     """
+    calib = with_transform(calib, transform)
     started = time.perf_counter()
     model = plain_source(model)
     over = with_mode(options) if recipe is None else options
     recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
-    settings, calib = settings or Settings(), _again(calib)
+    settings, calib = settings or Settings(), repeatable(calib)
     for name in ("min_sqnr", "max_perplexity_rise"):
         if getattr(goal, name) is not None and isinstance(calib, str) and calib == "random":
             hint = "give --calib DATA: accuracy on random inputs says nothing about accuracy on your data"
@@ -147,10 +150,3 @@ def tune(
     result.report.timings["search"] = searched
     result.report.seconds = time.perf_counter() - started
     return result
-
-
-def _again(calib: Any) -> Any:
-    """Calibration data that can be read more than once."""
-    if callable(following := getattr(calib, "get_next", None)):
-        return list(iter(following, None))
-    return list(calib) if isinstance(calib, Iterator) else calib

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxshot.calibration.given import Repeatable, Transformed
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
@@ -63,6 +64,10 @@ def of_run(
 
 def of_calib(calib: Any) -> tuple[Read, ...]:
     """The files of samples: a path, the code of a function, or the files that arrays are memory-mapped from."""
+    if isinstance(calib, Repeatable):
+        return of_calib(calib.data)
+    if isinstance(calib, Transformed):
+        return (*of_calib(calib.data), *of_function(calib.by, "the transform"))
     if isinstance(calib, str | Path):
         if not str(calib) or is_remote(str(calib)):
             return ()

@@ -34,7 +34,7 @@ from onnxshot.graph import Model
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
-from onnxshot.rewriting.model_inputs import fixed_specs, resolve_preset
+from onnxshot.rewriting.model_inputs import fixed_specs, input_specs, resolve_preset, with_batch_of
 from onnxshot.settings import Settings
 
 _RESUMED = "calibration went on where an earlier run was ended: {} runs of a part on a sample were not repeated"
@@ -74,7 +74,7 @@ class RunStatistics:
 
 def open_calib(
     calib: Any, model: Model, preset: str | Preset | SoundPreset | TextPreset | None, settings: Settings,
-    sizes: FixedShapes = NO_FIXED_SHAPES,
+    sizes: FixedShapes = NO_FIXED_SHAPES, *, whole: bool = False, also: Model | None = None,
 ) -> Dataset:  # fmt: skip
     """Open calibration data for a model.
 
@@ -84,14 +84,18 @@ def open_calib(
         preset: Preprocessing of pictures; None for the default.
         settings: Limit and seed are used.
         sizes: Dimensions that samples must have although the model leaves them free.
+        whole: Whether batches stay whole where the model takes them, as when it is timed.
+        also: Another model that takes the samples; its batch size counts where it is fixed.
     """
     limit = None if isinstance(calib, str) and calib == "random" and settings.samples == "auto" else settings.limit
     specs = fixed_specs(model, sizes)
+    specs = specs if also is None else with_batch_of(specs, input_specs(also))
     folder = model.path.parent if model.path is not None else None
     step = model_step(model, settings.threads)
     words = TextOpener(model, settings.threads, settings.samples == "auto")
     return open_data(
-        calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed, folder=folder, step=step, words=words
+        calib, specs, resolve_preset(preset), limit=limit, seed=settings.seed, folder=folder, step=step, words=words,
+        whole=whole,
     )
 
 

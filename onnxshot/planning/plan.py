@@ -188,6 +188,19 @@ class Plan:
     rounded: Mapping[str, RoundedBlocks] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line: the target, the mode, and the number of nodes of each mode."""
+        counts = [f"{count} {how}" for how, count in Counter(node.how for node in self.nodes).most_common()]
+        return f"Plan({', '.join([f'target {self.target}', f'mode {self.mode}', *counts])})"
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        from onnxshot.planning.plan_tables import plan_tables
+        from onnxshot.report.html.notebook import card, counted, folded, sentences
+
+        notes = folded(counted(len(self.notes), "note"), sentences(self.notes))
+        return card(f"plan for {self.target}, mode {self.mode}", (), plan_tables(self), notes)
+
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors that calibration must observe, in graph order, without duplicates."""

@@ -173,6 +173,18 @@ class Report:
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return stamped(values)
 
+    def __repr__(self) -> str:
+        """One line: the file, its figures and the verdict."""
+        from onnxshot.report.html.notebook import report_line
+
+        return report_line(type(self).__name__, self.to_dict())
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        from onnxshot.report.html.notebook import report_card
+
+        return report_card(self.to_dict())
+
     def to_json(self) -> str:
         """The report as a JSON object."""
         return to_json(self.to_dict())

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxshot.delivery.write_results import Made
+from onnxshot.report.html import figures
+from onnxshot.report.html.notebook import Rows, report_card, report_line, table
 from onnxshot.report.report import Report
 from onnxshot.results.shrunk import ShrinkReport
 
@@ -35,7 +37,7 @@ class StageRow:
     report: Report | ShrinkReport | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class CompressReport(Report):
     """The report of `compress`: the last model compared with the given one; `stages` has one row per model."""
 
@@ -48,9 +50,29 @@ class CompressReport(Report):
             row["report"] = stage.report.to_dict() if stage.report is not None else None
         return values
 
+    def _repr_html_(self) -> str:
+        """A card with a row per stage, which notebooks show."""
+        rows = [
+            (
+                row.name, figures.megabytes(row.bytes), "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
+                figures.percent(row.agreement), f"{row.latency_ms:.3g}", figures.times(row.speedup),
+            )
+            for row in self.stages
+        ]  # fmt: skip
+        heads = ("stage", "size", "SQNR dB", "agreement", "ms", "speed")
+        return report_card(self.to_dict(), table(Rows(heads, rows, frozenset(range(1, 6)))))
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class CompressResult(Made):
     """A compressed model and its report."""
 
     report: CompressReport
+
+    def __repr__(self) -> str:
+        """One line: the file and its figures."""
+        return report_line("CompressResult", self.report.to_dict())
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        return self.report._repr_html_()

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxshot.report.html.notebook import Rows, card, counted, folded, report_facts, sentences, table
 from onnxshot.report.report import Report
+from onnxshot.report.verdict import WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,17 @@ class FolderResult:
     copied: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def _repr_html_(self) -> str:
+        """A card with a row per file, which notebooks show."""
+        rows = []
+        for name, report in self.reports.items():
+            facts = dict(report_facts(report.to_dict()))
+            words = (facts["size"], facts["SQNR"], facts["agreement"], facts["speed"], WORDS[report.verdict.level])
+            rows.append((name, *words))
+        heads = ("file", "size", "SQNR", "agreement", "speed", "verdict")
+        notes = folded(counted(len(self.notes), "note"), sentences(self.notes))
+        return card(str(self.folder), (), table(Rows(heads, rows, frozenset(range(1, 5)))), notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: `input`, `output`, `outputs`, `reports`, `copied`, `left_out` and `notes`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnxshot.delivery.write_results import Made
+from onnxshot.report.html.notebook import report_line
 from onnxshot.report.report import Report
 
 
@@ -30,7 +31,7 @@ class LayerSparsity:
     refitted: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class PruneReport(Report):
     """The report of `prune`; `sparsity` is that of the pruned layers together.
 
@@ -49,8 +50,16 @@ class PruneReport(Report):
     worth: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class PruneResult(Made):
     """A pruned model and its report."""
 
     report: PruneReport
+
+    def __repr__(self) -> str:
+        """One line: the file and its figures."""
+        return report_line("PruneResult", self.report.to_dict())
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        return self.report._repr_html_()

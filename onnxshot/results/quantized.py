@@ -15,13 +15,15 @@ from onnxshot.files.conflicts import Files, Write
 from onnxshot.files.links import follow_link
 from onnxshot.graph.save import draft
 from onnxshot.planning.plan import Plan
+from onnxshot.planning.plan_tables import plan_tables
 from onnxshot.recipes.vocabulary import FormatName
+from onnxshot.report.html.notebook import folded, report_card, report_line
 from onnxshot.report.report import Report
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.settings import Settings
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Result(Made):
     """A quantized model.
 
@@ -35,6 +37,14 @@ class Result(Made):
     plan: Plan
     report: Report
     statistics: Statistics | None = None
+
+    def __repr__(self) -> str:
+        """One line: the file and its figures."""
+        return report_line("Result", self.report.to_dict())
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        return report_card(self.report.to_dict(), folded("what was quantized", plan_tables(self.plan)))
 
     def emit(self, to: FormatName, folder: str | Path, options: EmitOptions | None = None) -> Path:
         """Write the model in a format, without running it.

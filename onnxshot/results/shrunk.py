@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from onnxshot.delivery.record import leave_beside
@@ -12,8 +12,10 @@ from onnxshot.delivery.write_results import Made, refuse_lost
 from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.graph.skip import Skip
+from onnxshot.report.html import figures
+from onnxshot.report.html.notebook import EDGES, Rows, card, counted, folded, sentences, table
 from onnxshot.report.values import rounded, stamped
-from onnxshot.report.verdict import Verdict, judge
+from onnxshot.report.verdict import WORDS, Verdict, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class GroupRow:
     loss: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ShrinkReport:
     """What was removed, and the sizes before and after. Keys of `to_dict` are stable.
 
@@ -83,17 +85,47 @@ class ShrinkReport:
         values: dict[str, Any] = rounded({**asdict(self), "verdict": self.verdict.to_dict()})
         return stamped(values)
 
+    def __repr__(self) -> str:
+        """One line: the file, what is left of it, and the verdict."""
+        facts = [f"{name} {text}" for name, text in self._facts() if text]
+        return f"ShrinkReport({', '.join([PurePath(self.input).name, *facts, WORDS[self.verdict.level]])})"
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        rows = [(row.group, str(row.before), str(row.after)) for row in self.groups]
+        removed = table(Rows(("channels of", "before", "after"), rows, frozenset({1, 2})))
+        found = self.verdict
+        return card(
+            f"{PurePath(self.input).name}: {WORDS[found.level]}", self._facts(), sentences(found.reasons),
+            folded("channels", removed), folded(counted(len(self.notes), "note"), sentences(self.notes)),
+            edge=EDGES[found.level],
+        )  # fmt: skip
+
+    def _facts(self) -> list[tuple[str, str]]:
+        speed = "" if self.latency is None else f"{figures.percent(self.latency, 0)} of the time"
+        kept = [f"{before:,} → {after:,}" if before else "" for before, after in (self.macs, self.params)]
+        score = "" if self.score is None or self.drop is None else f"{self.score:.4g} → {self.score - self.drop:.4g}"
+        return [("MACs", kept[0]), ("parameters", kept[1]), ("latency", speed), ("score", score)]
+
     @property
     def verdict(self) -> Verdict:
         """Whether the result is ready, the problems found, and what to do next."""
         return judge(asdict(self))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ShrinkResult(Made):
     """A smaller model and its report."""
 
     report: ShrinkReport
+
+    def __repr__(self) -> str:
+        """One line: the file and what is left of it."""
+        return repr(self.report).replace("ShrinkReport", "ShrinkResult", 1)
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        return self.report._repr_html_()
 
     def save(self, path: str | Path) -> Path:
         """Write the model atomically and return its path. Raises UsageError as `Made.save` does."""

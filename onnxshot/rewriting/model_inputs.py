@@ -91,6 +91,15 @@ def fixed_specs(model: Model, sizes: FixedShapes) -> list[InputSpec]:
     return found
 
 
+def with_batch_of(specs: Sequence[InputSpec], others: Sequence[InputSpec]) -> list[InputSpec]:
+    """The input specs, with the leading sizes that are fixed in the inputs of the same names of another model."""
+    fixed = {other.name: other.shape[0] for other in others if other.shape and isinstance(other.shape[0], int)}
+    return [
+        replace(spec, shape=(fixed[spec.name], *spec.shape[1:])) if spec.shape and spec.name in fixed else spec
+        for spec in specs
+    ]
+
+
 def resolve_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> Preset | SoundPreset | TextPreset | None:
     """The preset for a name, the path of a YAML file or a preset; None for None."""
     return load_preset(preset) if isinstance(preset, str) else preset

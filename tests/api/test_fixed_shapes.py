@@ -9,7 +9,7 @@ import onnx
 import pytest
 from fixture_runs import command, fixture
 from handmade import HANDMADE
-from handmade.core import feeds, model, weight
+from handmade.core import feeds, model, samples, weight
 from planned_models import FAST, PROVEN, run
 
 import onnxshot
@@ -140,7 +140,7 @@ def test_samples_make_batches() -> None:
     assert len(batched(data, {"x": (1, 2)})) == 5
     with pytest.raises(CalibrationError, match=r"'x' is frozen to \[2,3\]; sample '#0' holds \[1,2\]"):
         batched(data, {"x": (2, 3)})
-    pairs = open_data([{"x": np.zeros((2, 2), np.float32), "t": np.float32(1)}] * 3, input_specs(found))
+    pairs = open_data(samples([{"x": np.zeros((2, 2), np.float32), "t": np.float32(1)}] * 3), input_specs(found))
     assert batched(pairs, {"x": (4, 2)})[0].feed["x"].shape == (4, 2)
     with pytest.raises(CalibrationError, match=r"frozen to \[3,2\]"):
         batched(pairs, {"x": (3, 2)})

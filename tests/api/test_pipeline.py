@@ -12,7 +12,7 @@ import onnx
 import pytest
 from fixture_data import accuracy, facts, fixture, heldout
 from handmade import HANDMADE, write_external
-from handmade.core import Feed, model
+from handmade.core import Feed, model, samples
 from planned_models import FAST, PROVEN, initializers, nodes_of, run, sqnr
 
 import onnxshot
@@ -180,7 +180,7 @@ def test_a_few_samples_of_many(tmp_path: Path) -> None:
 
 def test_nan_names_the_tensor_and_the_sample() -> None:
     case = HANDMADE["resnet_block"]()
-    bad = [dict(f) for f in case.feeds]
+    bad = samples([dict(f) for f in case.feeds])
     bad[3]["x"] = bad[3]["x"].copy()
     bad[3]["x"][0, 0, 0, 0] = np.nan
     with pytest.raises(CalibrationError, match=r"'x' is NaN or infinite on sample '#3'"):

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from array_statistics import observe
 from handmade import HANDMADE
+from handmade.core import samples
 from typer.testing import CliRunner
 
 import onnxshot
@@ -52,7 +53,7 @@ def feeds(n: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     shape = next(iter(HANDMADE["resnet_block"]().feeds[0].values())).shape
     name = next(iter(HANDMADE["resnet_block"]().feeds[0]))
-    return [{name: rng.standard_normal(shape).astype(np.float32)} for _ in range(n)]
+    return samples([{name: rng.standard_normal(shape).astype(np.float32)} for _ in range(n)])
 
 
 def save(folder: Path, given: list[dict[str, Any]]) -> Path:
@@ -225,6 +226,7 @@ def test_unusual_samples_among_those_that_choose_are_told_too(net: Path) -> None
     given, choosing = feeds(40), parts_of(40).choosing
     given[choosing[0]] = {"x": np.zeros_like(given[0]["x"])}
     given[choosing[1]] = {"x": given[0]["x"] * 30}
+    given = samples(given)
     told = quantize(net, given, settings=FAST).report.notes
     for notes in (told, onnxshot.calibrate(net, given, settings=FAST).notes):
         assert f"blank samples, one value throughout: '#{choosing[0]}'" in notes

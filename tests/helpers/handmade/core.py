@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from onnxshot.calibration.checks import NamedFeed
+
 Feed = dict[str, NDArray[Any]]
 HANDMADE: "dict[str, Callable[[], Case]]" = {}
 
@@ -21,6 +23,9 @@ class Case:
     feeds: list[Feed]
     runs: bool = True
     valid: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feeds", samples(self.feeds))
 
 
 def case(build: Callable[[], Case]) -> Callable[[], Case]:
@@ -45,9 +50,15 @@ def vector(size: int, seed: int = 0, low: float = -0.5, high: float = 0.5) -> ND
 
 
 def feeds(count: int = 8, dtype: type = np.float32, **shapes: Sequence[int]) -> list[Feed]:
-    """Normal inputs of these shapes, the same on every call."""
+    """Normal inputs of these shapes, the same on every call; each feed is one sample, whatever its batch."""
     rng = np.random.default_rng(7)
-    return [{name: rng.normal(0, 1, shape).astype(dtype) for name, shape in shapes.items()} for _ in range(count)]
+    drawn = [{name: rng.normal(0, 1, shape).astype(dtype) for name, shape in shapes.items()} for _ in range(count)]
+    return samples(drawn)
+
+
+def samples(given: Sequence[Feed]) -> list[Feed]:
+    """Feeds that are one sample each: calibration does not part their batches."""
+    return [NamedFeed(feed, f"#{i}") for i, feed in enumerate(given)]
 
 
 def model(
