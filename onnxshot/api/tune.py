@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -128,10 +129,13 @@ def tune(
         searched = time.perf_counter() - started
         recipe = outcome.recipe
         decided = replace(settings, search_seconds=0.0)  # the goal decides, not the floor
-        result = quantize(
-            model, calib, stats=stats, output=output, preset=preset, recipe=recipe, settings=decided,
+        making = partial(
+            quantize, model, calib, stats=stats, output=output, preset=preset, settings=decided,
             emit=(ONNX,) if output is not None else None,
         )  # fmt: skip
+        result = making(recipe=recipe)
+        if goal.wants_accuracy and result.report.placed and not result.report.int8_macs_share:
+            result = making(recipe=replace(recipe, place=False))  # in float, any goal of accuracy is reached
         written = Path(output) if output is not None else result.save(folder / "result.onnx")
         found = judge.measure(written, recipe.exclude)
         if found.latency_ms is not None:

@@ -19,7 +19,7 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     """The options that ask for a recipe, as text.
 
     Args:
-        recipe: the recipe. Fields that have no option are named at the end, as "of the recipe as given".
+        recipe: the recipe. Fields that have no option are named at the end, "as recorded".
         before: a recipe to compare with; options that it does not have come first.
     """
     known = set(_options(before)) if before is not None else set()
@@ -28,7 +28,7 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     # False only says that something was measured before
     with_option |= {name for name in ("look", "place") if getattr(recipe, name) is False}
     others = [f.name for f in fields(recipe) if f.name not in with_option and not _is_default(recipe, f.name)]
-    rest = f" (with {', '.join(others)} of the recipe as given)" if others else ""
+    rest = f" (with {', '.join(others)} as recorded)" if others else ""
     return " ".join(found) + rest
 
 

@@ -3,7 +3,8 @@
 1. Each group is quantized alone, in each form that it has. Noise of groups adds up, about: the sums predict every mix.
 2. The cheapest mix that should reach the goal is found exactly, by the times of its kernels, and measured. If it falls
    short, the prediction is corrected by what was measured, and the next mix is tried.
-3. Once the goal is reached, the group that costs most is split in two, until splitting brings nothing.
+3. Once the goal is reached, the group that costs most is split in two, until splitting brings nothing. Where no mix
+   reaches it, the group in 8 bits with most noise is split.
 4. Where trials measure on all samples, groups that the goal does not need return to the form they are planned in.
 
 A group in another form also costs the changes between int8 and float around it, which the times of kernels do not hold.
@@ -174,7 +175,8 @@ class GroupSearch:
                         self._return(mix, goal_db)
                     break
             elif not new and chosen.noise <= min(one.noise for one in front):  # no other mix has less
-                break
+                if not self._split_noisiest(chosen):
+                    break
             else:
                 measured = 10 ** (-mix.sqnr_db / 10)
                 own = max(measured - self._rest, 0.0)
@@ -269,7 +271,23 @@ class GroupSearch:
                 costs[item] = self._cost(item, form)
         if not costs or max(costs.values()) <= SAME * self.total_ms:
             return False
-        item = max(costs, key=lambda one: costs[one])
+        self._halve(max(costs, key=lambda one: costs[one]))
+        return True
+
+    def _split_noisiest(self, chosen: _Predicted) -> bool:
+        """Split the group in 8 bits that has most noise; False where none can be split.
+
+        A mix leaves something in 8 bits: where the only group with weights has too much noise, a part of it may do.
+        """
+        stays = {
+            item: self._options[item][0].noise
+            for item, form in zip(self._items, chosen.picks, strict=True)
+            if not form and len(halves(item)) > 1
+        }
+        if stays:
+            self._halve(max(stays, key=lambda one: stays[one]))
+        return bool(stays)
+
+    def _halve(self, item: PlanGroup) -> None:
         at = self._items.index(item)
         self._items[at : at + 1] = halves(item)
-        return True

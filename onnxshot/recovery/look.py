@@ -285,23 +285,36 @@ class Looker:
         return min(gain, self._most_gain) - rate * max(percent - 100 * NOISE, 0.0)
 
     def _expected(self, one: _Part, gain: float) -> float:
-        """As `_worth`, with the time that the kernels took; without, as if int8 halved that of all products."""
+        """As `_worth`, with the time that the kernels took; without, as if int8 halved that of all products.
+
+        Nothing is worth more time than the float model takes.
+        """
         if self.kernels is not None and self.kernels.saved:
-            return self._worth(gain, _BORDERS * self.kernels.percent(one.nodes))
+            percent = _BORDERS * self.kernels.percent(one.nodes)
+            slower = percent > 100 * max(self.kernels.in_float / self.kernels.in_int8 - 1, 0.0)
+            return -math.inf if slower else self._worth(gain, percent)
         return self._worth(gain, 100 * sum(self._work.get(label, 0.0) for label in one.nodes))
 
     def _best(self, nothing: _Part) -> _Part:
         """The candidate that gains most beyond what its time costs."""
         gains = {one: self._gain(one) for one in self._found if one.groups and self._gain(one) >= _LEAST_GAIN_DB}
         expected = {one: self._expected(one, gain) for one, gain in gains.items()}
-        may_pay = sorted((one for one in gains if expected[one] >= _LEAST_GAIN_DB), key=expected.__getitem__)
+
+        def pays(one: _Part, worth: float) -> bool:
+            return worth >= _LEAST_GAIN_DB or (self._passes_floor(one) and worth > -math.inf)
+
+        may_pay = sorted((one for one in gains if pays(one, expected[one])), key=expected.__getitem__)
         tried = list(islice(filter(self._quantizes, reversed(may_pay)), _TIMED))
         self._time(tried)
         found = {
             one: self._worth(self._gain(one), self._percent(one)) if one in self._times else expected[one]
             for one in tried
         }
-        return max([one for one in tried if found[one] >= _LEAST_GAIN_DB], key=found.__getitem__, default=nothing)
+        return max([one for one in tried if pays(one, found[one])], key=found.__getitem__, default=nothing)
+
+    def _passes_floor(self, one: _Part) -> bool:
+        """Whether the outputs are below the floor, and above it with this candidate: then any time of int8 is fine."""
+        return self._db(_Part(())) < FLOOR_DB <= self._db(one)
 
     def _confirmed(self, best: _Part) -> _Part:
         """The candidate if it gains on other samples too, else the plan as it is: the best of many is partly luck."""

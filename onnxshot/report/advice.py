@@ -97,7 +97,8 @@ def _gained(values: Values, row: Values) -> str:
     outputs, tried = values.get("output_sqnr_db") or {}, row.get("output_sqnr_db") or {}
     low = [name for name in outputs if level_of(outputs[name]) == BAD and name in tried]
     if len(outputs) > 1 and low:
-        worst = min(low, key=lambda name: outputs[name])
+        still = [name for name in low if level_of(tried[name]) == BAD]
+        worst = min(still or low, key=(tried if still else outputs).__getitem__)
         return f"SQNR of output {worst!r} {decibels(tried[worst])} in place of {decibels(outputs[worst])}"
     share, now = row.get("agreement"), values.get("agreement")
     close = level_of(values.get("sqnr_db")) != BAD

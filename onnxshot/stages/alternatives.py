@@ -131,7 +131,8 @@ class Alternatives:
 
     @property
     def _count(self) -> str:
-        return f"{len(self._others.found)} recipes measured"
+        count = len(self._others.found)
+        return f"{count} other recipe{'s' * (count != 1)} measured"
 
     @property
     def _prepared(self) -> Prepared:
@@ -165,23 +166,32 @@ class Alternatives:
             plain = self._others.attempt(replace(self._recipe, effort="balanced"), "--effort balanced")
             if plain is not None and not plain.inaccurate:
                 return
+        bases = [self._asked]
+        if self.made.report.placed:  # what went back to float by its time may be needed in another form
+            bases.append(replace(self._asked, layers=self.made.unplaced.layers, place=False))
+        for asked in bases:
+            if asked is self._asked or self._others.best() is None:
+                self._in_other_forms(data, asked)
+        if self._others.best() is None and self._recipe.mode != WEIGHTS:
+            for recipe in self._in_mode(WEIGHTS, bases[-1]):
+                self._others.attempt(recipe, self._words_of(recipe))
+
+    def _in_other_forms(self, data: Dataset, asked: Recipe) -> None:
+        """Try groups of nodes in other forms than a recipe gives them, then all products at run time."""
         if self.made.report.sqnr_db is not None:  # the search needs float outputs
             try:
-                self._groups(data)
+                self._groups(data, asked)
             except OutOfTime:
                 self.made.report.notes.append("there was no time to search among groups of nodes: --search-time")
             except OnnxshotError as e:
                 self.made.report.notes.append(f"groups of nodes were not tried in float: {e.message}")
-        if self._recipe.mode == STATIC and self._has_static_products:
-            for recipe in self._in_mode(DYNAMIC):
-                self._others.attempt(recipe, self._words_of(recipe))
-        if self._others.best() is None and self._recipe.mode != WEIGHTS:
-            for recipe in self._in_mode(WEIGHTS):
+        if self._recipe.mode == STATIC and (self._has_static_products or asked is not self._asked):
+            for recipe in self._in_mode(DYNAMIC, asked):
                 self._others.attempt(recipe, self._words_of(recipe))
 
-    def _groups(self, data: Dataset) -> None:
+    def _groups(self, data: Dataset, asked: Recipe) -> None:
         """Make the cheapest mixes of groups that reach the floor on a few samples, until one does on held-out ones."""
-        trials = self._trials(data)
+        trials = self._trials(data, asked)
         trials.choose_samples()
         trials.settle(self._wanted_db)
         groups = trials.groups()
@@ -190,21 +200,21 @@ class Alternatives:
         tried = set()
         for _ in range(_MOST_MIXES):
             mix = next(iter(search.find(groups, wanted)), None)
-            if mix is None or mix.forms in tried:
+            if mix is None or not mix.forms or mix.forms in tried:
                 break
             tried.add(mix.forms)
-            found = self._others.attempt(trials.recipe_of(mix.forms, self._asked), _words(mix))
+            found = self._others.attempt(trials.recipe_of(mix.forms, asked), _words(mix))
             if found is None or not found.inaccurate:
                 break
             wanted = mix.sqnr_db + max(self._wanted_db - found.db, 0.0) + _SPARE_DB
 
-    def _trials(self, data: Dataset) -> PlanTrials:
+    def _trials(self, data: Dataset, asked: Recipe) -> PlanTrials:
         final, prepared = self.made.final, self._prepared
         numbers = [i for i in range(len(data)) if i not in set(self.made.held_out)] or list(range(len(data)))
         samples = [data[numbers[i]] for i in spread(len(numbers))[:_LOOKED_AT]]
         judge = Judge(self.judged.reference, samples, self._settings.threads)
         evidence = Evidence({}) if final.evidence is None else final.evidence
-        recipe, plan = replace(final.decided, layers=self._asked.layers), self.made.plan
+        recipe, plan = replace(final.decided, layers=asked.layers), self.made.plan
         if recipe != final.decided:
             plan = make_plan(self._float_model, prepared.target, recipe, evidence, prepared.trained)
         stop = self._others.deadline - min(self._run_seconds, (self._others.deadline - time.perf_counter()) / 2)
@@ -232,10 +242,10 @@ class Alternatives:
 
     # ------------------------------------------------------------------ whole recipes
 
-    def _in_mode(self, mode: Mode) -> Iterator[Recipe]:
+    def _in_mode(self, mode: Mode, asked: Recipe | None = None) -> Iterator[Recipe]:
         """The recipe in another mode; nothing if its rules for single layers cannot be combined with that mode."""
         with contextlib.suppress(UsageError):
-            yield replace(self._asked, mode=mode)
+            yield replace(asked or self._asked, mode=mode)
 
     @property
     def _has_static_products(self) -> bool:

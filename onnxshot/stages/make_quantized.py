@@ -17,6 +17,7 @@ from onnxshot.graph import Model
 from onnxshot.planning.finite_weights import refuse_not_finite
 from onnxshot.planning.plan import Plan
 from onnxshot.planning.scales import Evidence
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.report import Report
 from onnxshot.stages.balance_columns import balance_columns
 from onnxshot.stages.check_normalized import check_normalized
@@ -48,6 +49,7 @@ class Quantized:
         float_model: the model that the plan was made for; its channels may have other scales than the given model's.
         held_out: numbers of the samples that nothing was learned from; empty: all samples.
         report: what is known so far; the proof adds its figures.
+        unplaced: the recipe before nodes went back to float by their times.
     """
 
     samples: Samples
@@ -59,6 +61,7 @@ class Quantized:
     float_model: Model
     held_out: list[int]
     report: Report
+    unplaced: Recipe
 
     @property
     def prepared(self) -> Prepared:
@@ -109,6 +112,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         report.notes.append(_IN_PARTS)
     report.notes += gathered.notes if gathered is not None else ()
 
+    unplaced = prepared.recipe
     with report.timed("place"):
         evidence = Evidence({} if gathered is None else gathered.statistics.tensors)
         placed = place_by_time(prepared, plan, gathered, samples, evidence)
@@ -143,8 +147,9 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         held_out, used = split(len(data))[1], max(final.learned_on, rewritten.halved_on or 0)
         report.samples = _samples_row(samples, used, len(data) - len(held_out), held_out, used)
     return Quantized(
-        samples, reference, gathered, final, rewritten.model, rewritten.plan, rewritten.float_model, held_out, report
-    )
+        samples, reference, gathered, final, rewritten.model, rewritten.plan, rewritten.float_model, held_out, report,
+        unplaced,
+    )  # fmt: skip
 
 
 def _samples_row(samples: Samples, used: int, considered: int, held_out: list[int], inferences: int) -> dict[str, Any]:

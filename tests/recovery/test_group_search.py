@@ -121,6 +121,12 @@ def test_what_multiplies_by_weights_is_not_all_in_float() -> None:
     assert GroupSearch(known, 3.0, MOST).find(groups_of(["a", "b", "add"]), 15.0) == []
 
 
+def test_the_only_group_with_weights_is_split_where_it_may_not_all_be_in_float() -> None:
+    known = Known({"spectrum": 0.5, "mel": 1e-4}, {"spectrum": 0.5, "mel": 0.5})
+    found = GroupSearch(known, 1.0, MOST).find(groups_of(["spectrum", "mel"], 2), 15.0)
+    assert {label for label, _ in found[0].forms} == {"spectrum"}
+
+
 def test_scales_at_run_time_are_chosen_where_they_cost_less_than_float() -> None:
     class Products(Known):
         def forms(self, group: PlanGroup) -> Sequence[str]:

@@ -12,13 +12,16 @@ from handmade import HANDMADE
 from handmade.core import Feed, feeds, model, vector, weight
 
 import onnxshot
+from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.further_steps import FurtherSteps
 from onnxshot.recovery.layer_reconstruction import Repair
 from onnxshot.recovery.plan_candidates import Repairs
 from onnxshot.report.advice import FLOOR_DB
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.runtimes.product_speed import ProductSpeed
-from onnxshot.stages import alternatives, other_results
+from onnxshot.stages import alternatives, make_quantized, other_results
+from onnxshot.stages.place_by_time import Placed
+from onnxshot.stages.prepare_model import Prepared
 
 SEARCHING = replace(PROVEN, search_seconds=None)
 
@@ -167,6 +170,36 @@ def test_forms_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> None
     assert not any(row.get("taken") for row in report.tried)
     assert report.sqnr_db is not None
     assert report.sqnr_db < FLOOR_DB
+
+
+def test_what_went_to_float_by_its_time_returns_where_the_floor_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing that leaves them in float is above the floor."""
+    clock(monkeypatch, 2.0)
+    real, kept = other_results.OtherResults.attempt, set[str]()
+
+    def attempt(self: Any, recipe: Recipe, words: str) -> Any:
+        return None if kept <= recipe.layers.keys() else real(self, recipe, words)
+
+    monkeypatch.setattr(other_results.OtherResults, "attempt", attempt)
+
+    def placed(prepared: Prepared, *_: Any) -> Placed:
+        if prepared.recipe.place is False:
+            return Placed(prepared)
+        names = [node.label for node in prepared.model.graph.nodes if node.op in ("MatMul", "Gemm")][1:]
+        kept.update(names)
+        layers = {name: {"mode": "stored"} for name in names}
+        return Placed(replace(prepared, recipe=replace(prepared.recipe, layers=layers, place=False)), {
+            "floats": 2, "of": 3, "float_us": 1.0, "int8_us": 1.0, "gain": 1.0,
+        })  # fmt: skip
+
+    monkeypatch.setattr(make_quantized, "place_by_time", placed)
+    proto, data, asked = inaccurate()
+    made = onnxshot.quantize(proto, data, **asked)
+    assert made.report.sqnr_db is not None
+    assert made.report.sqnr_db > FLOOR_DB
+    first, *others = [node for node in made.plan.nodes if node.op in ("MatMul", "Gemm")]
+    assert first.how != "static"
+    assert any(node.how in ("static", "dynamic") for node in others)
 
 
 def test_nothing_is_tried_where_nothing_falls_short_or_there_is_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
