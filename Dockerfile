@@ -3,7 +3,7 @@
 FROM python:3.12-slim AS build
 ARG EXTRAS=""
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE MANIFEST.in ./
+COPY pyproject.toml setup.py README.md LICENSE MANIFEST.in ./
 COPY onnxshot onnxshot
 COPY calibration calibration
 RUN python -m venv /opt/onnxshot \

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_a_wheel_installs_clean_and_quantizes(tmp_path: Path) -> None:
     """The pip commands of the Dockerfile, with the copied files alone, in a fresh environment."""
     source = tmp_path / "src"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "onnxshot", "calibration"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "onnxshot", "calibration"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, source / name)
     place = tmp_path / "venv"
@@ -131,3 +132,26 @@ def test_forms_and_hooks_are_yaml(name: str) -> None:
         assert (ROOT / hook["entry"]).is_file()
     for field in found.get("body", []):
         assert {"type", "id", "attributes"} <= set(field)
+
+
+@pytest.mark.parametrize(
+    ("known", "link", "picture"),
+    [
+        (
+            {"GITHUB_SERVER_URL": "https://x.org", "GITHUB_REPOSITORY": "a/b", "GITHUB_REF_NAME": "v1.0"},
+            "[limits](https://x.org/a/b/blob/v1.0/docs/limits.md)",
+            "![p](https://x.org/a/b/raw/v1.0/docs/p.svg)",
+        ),
+        ({}, "limits", ""),
+    ],
+)
+def test_an_index_shows_absolute_links_or_none(
+    known: dict[str, str], link: str, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tomllib, "loads", lambda _: {"project": {}})  # no address but that of the environment
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    base = build["address"](known)
+    text = "![p](docs/p.svg)[limits](docs/limits.md) [up](#top) [x](https://x.org)"
+    assert build["absolute"](text, base) == f"{picture}{link} [up](#top) [x](https://x.org)"
+    shown = build["absolute"]((ROOT / "README.md").read_text("utf-8"), base)
+    assert re.findall(r"\]\((?!https?://|#)", shown) == []
