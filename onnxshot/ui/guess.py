@@ -27,6 +27,8 @@ from onnxshot.ui.request import NO_PRESET, OWN_PRESET
 
 ZIP, PB, ONNX = ".zip", ".pb", ".onnx"
 _KINDS = {"pictures": PICTURES, "sounds": SOUNDS, ".npz files": (".npz",), ".npy files": (".npy",)}
+_DETECTOR = 320  # pixels: detectors rarely take smaller pictures
+_SHOWN = 4  # of inputs, in one line
 _FEW = 16  # with fewer samples, a quarter of them proves little
 
 Kinds = Mapping[str, int]
@@ -44,6 +46,7 @@ class Guess:
         misfits: name of a preset -> why it cannot be used here. Presets that fit are left out.
         own: text of a YAML file that fits the model, where the user must complete one; empty otherwise.
         problems: what will go wrong, or should be known, each with what to do.
+        blocked: whether a run cannot begin, as the model is not one .onnx file.
         inputs: the inputs of the model, in words.
     """
 
@@ -52,6 +55,7 @@ class Guess:
     misfits: Mapping[str, str] = field(default_factory=dict)
     own: str = ""
     problems: tuple[str, ...] = ()
+    blocked: bool = False
     inputs: tuple[str, ...] = ()
 
 
@@ -72,7 +76,8 @@ def guess(graph: bytes | None, beside: Kinds, samples: Kinds) -> Guess:
             problems.append(str(e))
     found = Guess() if not samples else _of_samples(specs, outputs, beside, samples)
     inputs = tuple(f"{spec.name}: {spec}" for spec in specs or ())
-    return replace(found, problems=(*problems, *found.problems), inputs=inputs)
+    blocked = bool(beside) and beside.get(ONNX) != 1
+    return replace(found, problems=(*problems, *found.problems), blocked=blocked, inputs=inputs)
 
 
 def _read(graph: bytes) -> tuple[list[InputSpec], tuple[str, ...]]:
@@ -142,12 +147,11 @@ def _pictures(specs: Sequence[InputSpec] | None, count: int) -> Guess:
     if specs is None:
         return Guess("imagenet", f"{told}. Drop the model too, and the presets that fit it are told.", problems=few)
     spec = image_input(specs)
-    if spec is None:
-        listed = "; ".join(f"{s.name}: {s}" for s in specs)
+    if spec is None or takes_text(specs):
         hint = "give texts (.txt, .jsonl)" if takes_text(specs) else "give .npz files whose arrays fit"
-        return Guess(problems=(f"{what}, but no input of the model takes pictures ({listed}): {hint}",))
+        return Guess(problems=(f"{what}, but no input of the model takes pictures ({_named(specs)}): {hint}",))
     if others := [s for s in specs if s is not spec]:
-        needed = ", ".join(f"{s.name}: {s}" for s in others)
+        needed = _named(others)
         return Guess(problems=(f"{what}, but the model needs more than pictures ({needed}): give .npz files",))
     misfits = {NO_PRESET: "pictures need a preset", **_others("sound", "it is for sounds")}
     fits: dict[str, Preset] = {}
@@ -164,9 +168,15 @@ def _pictures(specs: Sequence[InputSpec] | None, count: int) -> Guess:
         return Guess(OWN_PRESET, why, misfits, _own(spec), few)
     likely = preset_for(spec)
     chosen = likely if likely in fits else next(iter(fits))
-    rest = ", ".join(name for name in fits if name != chosen)
-    also = f" By their shape {rest} fit too: take the one that the model was trained with." if rest else ""
+    rest = " or ".join(name for name, preset in fits.items() if name != chosen and _is_likely(preset))
+    also = f" {rest} would fit that shape too: take the one that the model was trained with." if rest else ""
     return Guess(chosen, f"{shape}: {chosen} is usual.{also}", misfits, _own(spec), few)
+
+
+def _is_likely(preset: Preset) -> bool:
+    """Whether a preset that fits is worth a word: those of text lines and of detectors are told by the shape."""
+    small = preset.size is not None and min(preset.size) < _DETECTOR
+    return preset.height is None and not (preset.resize == "letterbox" and small)
 
 
 def _own(spec: InputSpec) -> str:
@@ -212,8 +222,8 @@ def _sounds(specs: Sequence[InputSpec] | None, beside: Kinds, samples: Kinds) ->
     chosen = next(iter(said))
     # fit_sound says "no preset was given: the waveform at 16000 Hz is assumed"
     how = said[chosen].split(": ", 1)[-1].removesuffix(" is assumed") if chosen == NO_PRESET else chosen
-    rest = ", ".join(name for name in said if name not in (chosen, NO_PRESET))
-    also = f" {rest} fit too: take the one that the model was trained with." if rest else ""
+    rest = " or ".join(name for name in said if name not in (chosen, NO_PRESET))
+    also = f" It could be {rest} too: take the one that the model was trained with." if rest else ""
     return Guess(chosen, f"{told}, and by its input the model takes {how}.{also}", misfits, problems=tuple(problems))
 
 
@@ -254,6 +264,12 @@ def _few(count: int) -> tuple[str, ...]:
 
 def _others(kind: str, reason: str) -> dict[str, str]:
     return dict.fromkeys(preset_names(kind), reason)
+
+
+def _named(specs: Sequence[InputSpec]) -> str:
+    """The first inputs, and how many more there are."""
+    more = f"; and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
+    return "; ".join(f"{spec.name}: {spec}" for spec in specs[:_SHOWN]) + more
 
 
 def _shape(spec: InputSpec) -> str:

@@ -16,7 +16,7 @@ class Reader {
   }
 
   async bytes(from, to) {
-    if (to > this.file.size) throw new Error("the file ends too early");
+    if (to > this.file.size) throw new Error("it ends too early");
     if (from < this.start || to > this.start + this.block.length) {
       const until = Math.max(to, Math.min(from + BLOCK, this.file.size));
       this.block = new Uint8Array(await this.file.slice(from, until).arrayBuffer());
@@ -33,7 +33,7 @@ class Reader {
       value += (byte & 127) * 2 ** (7 * i);
       if (byte < 128) return [value, at + i + 1];
     }
-    throw new Error("the file is damaged");
+    throw new Error("it is damaged");
   }
 
   async text(from, to) {
@@ -43,14 +43,14 @@ class Reader {
   // Each field of a message: its number, where its value begins and ends, and where the field itself begins.
   async *message(from, to) {
     for (let at = from, end; at < to; at = end) {
-      if (++this.fields > MOST_FIELDS) throw new Error("the file has too many parts");
+      if (++this.fields > MOST_FIELDS) throw new Error("it has too many parts");
       let [tag, value] = await this.varint(at);
       const wire = tag % 8;
       let size = { 1: 8, 5: 4 }[wire];
       if (wire === 0) size = (await this.varint(value))[1] - value;
       if (wire === 2) [size, value] = await this.varint(value);
       end = value + size;
-      if (!(end <= to)) throw new Error("the file is damaged"); // NaN where the kind of field is unknown
+      if (!(end <= to)) throw new Error("it is damaged"); // NaN where the kind of field is unknown
       yield { field: Math.floor(tag / 8), begin: at, from: value, to: end };
     }
   }

@@ -9,9 +9,8 @@ const LOOK_EVERY_MS = 300;
 const TRIES = 5; // of a server that does not answer, before that is told
 const OPTIONS = ["target", "effort", "level", "length", "min_sqnr", "min_agreement", "max_size", "max_latency", "search", "accept"];
 const GOALS = { min_sqnr: 1, min_agreement: 0.01, max_size: 1, max_latency: 1 }; // what a field is multiplied by
-const TARGETS = {
-  ort: "ONNX Runtime, on CPUs", "ort-avx2": "ONNX Runtime, on older CPUs without VNNI", openvino: "OpenVINO",
-  tensorrt: "TensorRT, on NVIDIA GPUs", portable: "one file for all of them",
+const TARGETS = { // short, as a narrow box must hold them: the explanation says more
+  ort: "ONNX Runtime", "ort-avx2": "older CPUs", openvino: "Intel CPUs", tensorrt: "NVIDIA GPUs", portable: "any of them",
 };
 const EFFORTS = { fast: "fast", balanced: "balanced", best: "best, slow" };
 const given = { model: [], calib: [], preset: [] }; // chosen or dropped files, each with its path below its folder
@@ -32,10 +31,10 @@ class Refused extends Error {
 }
 
 class Gone extends Error {
-  hint = "It was stopped, or its machine cannot be reached. Run onnxshot ui again, open the address that it prints, and give the files again.";
+  hint = "run onnxshot ui again, open the address that it prints, and give the files again.";
 
   constructor() {
-    super("The server does not answer.");
+    super("The server does not answer: it was stopped, or its machine cannot be reached.");
   }
 }
 
@@ -70,7 +69,7 @@ function look(id) {
 }
 
 function fail(error) {
-  $("why").textContent = error.message;
+  $("why").textContent = sentence(error.message);
   $("remedy").textContent = error.hint ? `What to do: ${error.hint}` : "";
   show("failed");
   look("failed");
@@ -123,7 +122,7 @@ function before() {
   }
   const misfit = guessed?.misfits[$("preset").value];
   if (misfit) found.push([`The preset ${$("preset").value} does not fit: ${misfit}.`, false]);
-  for (const problem of guessed?.problems ?? []) found.push([sentence(problem), false]);
+  for (const problem of guessed?.problems ?? []) found.push([sentence(problem), guessed.blocked]);
   const size = allBytes([...given.model, ...given.calib]);
   if (size > choices.limit) {
     found.push([`The files are ${sizeOf(size)}, and this server takes ${sizeOf(choices.limit)}: give fewer samples, or start it with a larger --max-upload.`, true]);
@@ -132,7 +131,8 @@ function before() {
   return found;
 }
 
-const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// Names of files keep their first letter.
+const sentence = (text) => text.replace(/^[a-z]+(?=[ ,:;])/, (word) => word[0].toUpperCase() + word.slice(1)) + (/[.!?]$/.test(text) ? "" : ".");
 
 function check() {
   for (const id of ["model", "calib"]) told(id);
@@ -159,6 +159,8 @@ function check() {
 
 function give(kind, files) {
   given[kind] = files;
+  $("notice").hidden = true; // what it says, or what went wrong, was of other files
+  if (state === "failed") show("none");
   if (kind === "preset") check();
   else guess();
 }
@@ -173,17 +175,17 @@ async function guess() {
   try {
     if (models.length === 1) asked.graph = await inputsOf(models[0].file);
   } catch (error) {
-    problems.push(`${models[0].path} is not an ONNX file, or damaged (${error.message}): export or copy it again`);
+    problems.push(`${models[0].path} is not an ONNX file: ${error.message}. Export or copy it again`);
   }
   let made;
   try {
     made = await call("POST", "guess", asked);
   } catch (error) {
     if (mine === guesses) fail(error);
-    made = { preset: "none", why: "", misfits: {}, own: "", problems: [], inputs: [] };
+    made = { preset: "none", why: "", misfits: {}, own: "", problems: [], blocked: false, inputs: [] };
   }
   if (mine !== guesses) return; // other files were dropped meanwhile
-  guessed = { ...made, problems: [...problems, ...made.problems] };
+  guessed = { ...made, problems: [...problems, ...made.problems], blocked: made.blocked || problems.length > 0 };
   $("inputs").hidden = !made.inputs.length;
   $("inputs").textContent = `It takes ${made.inputs.slice(0, 4).join("; ")}${made.inputs.length > 4 ? `; and ${made.inputs.length - 4} more` : ""}`;
   $("guess").hidden = !made.why;
@@ -196,7 +198,7 @@ async function guess() {
 // The presets that fit come first. What was chosen by hand stays.
 function offer() {
   const kept = preferred ? $("preset").value : guessed?.preset ?? "none";
-  const named = (name) => new Option({ none: "none: they are inputs already, or texts or sounds", file: "own file (YAML)" }[name] ?? name, name);
+  const named = (name) => new Option({ none: "none (arrays, texts, sounds)", file: "own file (YAML)" }[name] ?? name, name);
   const misfits = guessed?.misfits ?? {};
   const group = (label, names) => Object.assign(document.createElement("optgroup"), { label, hidden: !names.length });
   const [fit, not] = [choices.preset.filter((name) => !misfits[name]), choices.preset.filter((name) => misfits[name])];
@@ -245,7 +247,7 @@ function send({ path, file }, address, progress) {
     request.upload.onprogress = (event) => progress(event.loaded);
     request.onload = () =>
       request.status === 200 ? resolve() : reject(new Refused(JSON.parse(request.responseText), request.status));
-    request.onerror = () => reject(new Refused({ message: `${path} could not be sent.`, hint: "It may have been moved or changed since it was chosen, or the server was stopped: choose it again." }));
+    request.onerror = () => reject(new Refused({ message: `${path} could not be sent.`, hint: "it may have been moved or changed since it was chosen: choose it again." }));
     request.onabort = () => reject(new Error("cancelled"));
     request.open("PUT", address);
     request.send(file);
@@ -285,14 +287,15 @@ async function compress() {
   look("doing");
   let mine = (job = null);
   try {
+    if ((await call("GET", "jobs/current")).state === "running") return await join();
     mine = job = (await call("POST", "jobs")).key;
     await upload(mine);
     await call("POST", `jobs/${mine}/run`, asked());
     await follow();
   } catch (error) {
     if (job !== mine) return; // it was cancelled
-    fail(error);
-    if (error.status === 409) await join(["running"]).catch(fail);
+    await call("GET", "jobs/current").then(() => fail(error), fail); // a server that is gone is the reason
+    if (mine !== null && !(error instanceof Gone)) await call("DELETE", `jobs/${mine}`).catch(() => {}); // what was sent
   }
 }
 
@@ -301,19 +304,27 @@ async function follow() {
   for (const mine = job; job === mine; await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS))) {
     let told;
     try {
-      told = await call("GET", `jobs/${mine}`);
+      told = await call("GET", "jobs/current");
       silent = 0;
     } catch (error) {
       if (!(error instanceof Gone) || ++silent >= TRIES) throw error;
       continue;
     }
     if (job !== mine) return;
-    if (told.state === "failed") return fail({ message: sentence(told.error), hint: told.hint });
+    if (told.key !== mine) return over();
+    if (told.state === "failed") return fail({ message: told.error, hint: told.hint });
     if (told.state === "done") return finish(told);
     if (state !== "running") show("running");
     const [what, done, total] = told.step.length ? told.step : ["reading the model"];
     step(what, done, total, told.seconds);
   }
+}
+
+// Another tab has cancelled the run, or begun another since.
+function over() {
+  job = null;
+  show("none");
+  notice("This run is over: in another tab it was cancelled, or another was begun.");
 }
 
 async function finish(told) {
@@ -336,7 +347,7 @@ async function cancel() {
     if (error.status !== 404) return fail(error);
   }
   show("none");
-  notice(`Cancelled. ${was === "uploading" ? "The upload" : "The run"} was ended, and what was sent or made was removed: nothing is kept. What you chose is still above.`);
+  notice(`Cancelled. ${was === "uploading" ? "The upload" : "The run"} was ended, and what was sent or made was removed: nothing is kept.${given.model.length ? " What you chose is still above." : ""}`);
   $("run").focus({ preventScroll: true });
 }
 
@@ -345,7 +356,7 @@ async function join(wanted = ["running", "done", "failed"]) {
   const current = await call("GET", "jobs/current");
   if (!wanted.includes(current.state) || current.key === job) return;
   const model = current.asked.model;
-  if (!model) return notice("The page was left while files were being sent, so no run has begun. Give the files again.");
+  if (!model) return; // its files never came
   job = current.key;
   notice(`This is the run of ${model} for ${current.asked.target}, begun in another tab or before this page was loaded.`);
   await follow();
@@ -356,7 +367,9 @@ function leaving() {
     if (state === "uploading") event.preventDefault(); // the browser asks
   });
   window.addEventListener("pagehide", () => {
-    if (state === "uploading" && job !== null) fetch(`jobs/${job}`, { method: "DELETE", keepalive: true });
+    if (state !== "uploading") return;
+    if (job !== null) fetch(`jobs/${job}`, { method: "DELETE", keepalive: true });
+    sessionStorage.setItem("left", "while sending");
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && state !== "uploading" && state !== "running") join(["running"]).catch(() => {}); // of another tab
@@ -392,6 +405,10 @@ async function begin() {
   $("cancel").addEventListener("click", cancel);
   leaving();
   check();
+  if (sessionStorage.getItem("left")) {
+    sessionStorage.removeItem("left");
+    notice("The page was left while files were sent, so no run has begun, and what was sent is removed. Give the files again.");
+  }
   await join();
 }
 

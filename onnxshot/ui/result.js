@@ -36,7 +36,7 @@ function figuresOf(report) {
     ["bits", "bits a weight", bits === null ? null : bits.toFixed(2)],
     ["sqnr", "SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
     ["agreement", "same answer as the float model", report.agreement === null ? null : percent(report.agreement)],
-    ["share", "of the work in int8", report.int8_macs_share === null ? null : percent(report.int8_macs_share)],
+    ["share", "work in int8", report.int8_macs_share === null ? null : percent(report.int8_macs_share)],
     ["perplexity", "perplexity", tokens.perplexity === undefined ? null
       : `${tokens.float_perplexity.toPrecision(4)} → ${tokens.perplexity.toPrecision(4)} (${percent(tokens.perplexity_rise)})`],
     ["divergence", "divergence", tokens.kl_nats === undefined ? null : `${tokens.kl_nats.toPrecision(3)} nats`],

@@ -21,7 +21,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,7 +32,7 @@ from onnxshot.recipes.sparsity_level import MOST_SPARSITY
 from onnxshot.ui.guess import guess, parsed
 from onnxshot.ui.jobs import Desk
 from onnxshot.ui.machine import unproven
-from onnxshot.ui.refused import TOO_LARGE, Refused
+from onnxshot.ui.refused import BAD_REQUEST, TOO_LARGE, Refused
 from onnxshot.ui.request import Asked, choices
 
 HOST = "127.0.0.1"
@@ -134,7 +134,7 @@ def application(token: str, limit: int, memory: int | str | None = None) -> Star
             Middleware(_Headers),
             Middleware(TrustedHostMiddleware, allowed_hosts=_OWN_NAMES, www_redirect=False),
         ],
-        exception_handlers={Refused: _refusal, HTTPException: _no_such_page},
+        exception_handlers={Refused: _refusal, HTTPException: _no_such_page, ClientDisconnect: _left},
         lifespan=life,
     )
 
@@ -243,6 +243,11 @@ def _refusal(_: Request, error: Exception) -> Response:
     # The rest of a refused body is not read, so the connection cannot be reused.
     values = {"error": str(error), "message": error.message, "hint": error.hint}
     return JSONResponse(values, status_code=error.status, headers={"Connection": "close"})
+
+
+def _left(_: Request, error: Exception) -> Response:
+    """Nobody reads the answer to an upload that was cut off."""
+    return Response(status_code=BAD_REQUEST)
 
 
 def _no_such_page(_: Request, error: Exception) -> Response:

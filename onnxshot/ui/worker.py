@@ -28,6 +28,7 @@ from onnxshot.recipes.stages import EmitStage, Stage, Stages
 from onnxshot.report.report import Report
 from onnxshot.search.goal import missed_limit
 from onnxshot.targets import target_named
+from onnxshot.ui.words import page_words
 
 _GOALS = {"min_sqnr": "the least SQNR", "max_size": "the largest size", "max_latency": "the longest run"}
 
@@ -90,7 +91,7 @@ def main() -> None:
         made.save(job["page"])
         tell(done=True, missed=missed(job, made))
     except OnnxshotError as error:
-        tell(error=error.message, hint=error.hint)
+        tell(error=page_words(error.message), hint=page_words(error.hint))
     except Exception as error:
         traceback.print_exc()  # to the terminal of the server
         tell(error=f"internal error: {type(error).__name__}: {error}")

@@ -41,8 +41,10 @@ def test_pictures_get_the_preset_that_fits_the_shape_and_hear_why(shape: tuple[o
     assert preset in found.why
     assert found.problems == ()
     assert set(preset_names("sound")) | {"none"} == found.misfits.keys()
-    for name in set(preset_names("image")) - {preset}:
-        assert name in found.why, "what fits as well is told"
+    others = found.why.split(" is usual.")[1]
+    assert "imagenet-half" in others, "what fits as well is told"
+    assert "text-line" not in others
+    assert ("coco-640" in others) is (preset != "coco-640" and shape[2] not in (224, 48))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,7 @@ def test_what_does_not_fit_is_told_before_the_run(
 ) -> None:
     found = guess(model, beside, samples)
     assert any(said in problem for problem in found.problems), found
+    assert found.blocked is (beside.get(".onnx") != 1)
 
 
 def test_without_a_model_the_kind_of_samples_is_enough_for_a_start() -> None:
