@@ -314,7 +314,10 @@ async function follow() {
     if (told.key !== mine) return over();
     if (told.state === "failed") return fail({ message: told.error, hint: told.hint });
     if (told.state === "done") return finish(told);
-    if (state !== "running") show("running");
+    if (state !== "running") {
+      show("running");
+      look("doing");
+    }
     const [what, done, total] = told.step.length ? told.step : ["reading the model"];
     step(what, done, total, told.seconds);
   }

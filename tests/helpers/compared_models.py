@@ -50,8 +50,13 @@ HEAD = """
 def head(*, noise: float = 0.0, opset: int = 17, axes: str = "") -> ModelProto:
     """A heat map with its 20 highest places and values. `noise` is added to the weight of the last Conv."""
     rng = np.random.default_rng(9)
-    body = HEAD if not axes else HEAD.replace("Unsqueeze(at, one)", "Unsqueeze <axes = [1]> (at)").replace(
-        "Unsqueeze(v, one)", "Unsqueeze <axes = [1]> (v)")
+    body = (
+        HEAD
+        if not axes
+        else HEAD.replace("Unsqueeze(at, one)", "Unsqueeze <axes = [1]> (at)").replace(
+            "Unsqueeze(v, one)", "Unsqueeze <axes = [1]> (v)"
+        )
+    )
     last = weight(1, 8, 1, 1, seed=1)
     constants = {
         "w1": weight(8, 3, 3, 3), "b1": vector(8), "w2": last + noise * rng.normal(size=last.shape).astype(np.float32),

@@ -35,7 +35,25 @@ for (const e of document.querySelectorAll("main *")) {
   const [a, b] = [luminance(rgb(drawn ? style.fill : style.color)), luminance(behind(e))];
   found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.className.baseVal ?? e.className, e.textContent]);
 }
+for (const e of document.querySelectorAll("main :is(input:not([type=range], [type=checkbox]), select, textarea)")) {
+  for (const part of e.placeholder ? [null, "::placeholder"] : [null]) {
+    const [a, b] = [luminance(rgb(getComputedStyle(e, part).color)), luminance(behind(e))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), `${e.id}${part ?? ""}`, e.placeholder || e.value]);
+  }
+}
 return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
+"""
+CUT = """
+const ink = document.createElement("canvas").getContext("2d");
+const wider = (e) => { // than it has room for: of a select, any of its options
+  const style = getComputedStyle(e);
+  if (e.tagName !== "SELECT") return e.scrollWidth > e.clientWidth + 1 && style.display !== "inline";
+  ink.font = style.font;
+  const room = e.clientWidth - parseFloat(style.paddingLeft) - 24; // of the arrow
+  return [...e.options].some((option) => ink.measureText(option.text).width > room);
+};
+const seen = (e) => e.getClientRects().length > 0 && !e.closest("svg") && !e.querySelector("iframe");
+return [...document.querySelectorAll("main *")].filter(seen).filter(wider).map((e) => e.outerHTML.slice(0, 200));
 """
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import onnx
 import pytest
 from fixture_data import fixture
-from headless_browser import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
+from headless_browser import CHROMIUM, CONTRAST, CUT, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -26,12 +27,19 @@ pytestmark = [
 
 EVERYTHING_SHOWN = """
 for (const e of document.querySelectorAll("main [hidden]")) e.hidden = false;
+for (const e of document.querySelectorAll("main details")) e.open = true;
+for (const e of document.querySelectorAll("main p:empty, main h2:empty")) e.textContent = "some words of it";
 const low = (e) => e.getBoundingClientRect().height < 36; // what a thumb misses
 return [
   document.documentElement.scrollWidth,
   getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number),
-  [...document.querySelectorAll("button, select, .drop")].filter(low).map((e) => e.outerHTML),
+  [...document.querySelectorAll("button, select, summary, .drop, [type=number]")].filter(low).map((e) => e.outerHTML),
 ];
+"""
+FOCUS_SHOWN = """
+const e = document.activeElement.closest(".drop, .folder") ?? document.activeElement;
+const style = getComputedStyle(e);
+return style.outlineStyle !== "none" || style.borderColor === "rgb(37, 99, 201)";
 """
 MODEL, PRESET = fixture("digits_mobile"), fixture("data/digits/preset.yaml")
 SAMPLES = sorted(fixture("data/digits/calib").iterdir())
@@ -81,15 +89,41 @@ class Page(Browser):
         shown = self.find("main").text
         raise AssertionError(shown)
 
+    def focused(self) -> str:
+        """The id of what has the focus, or what it is named, or its text."""
+        return str(
+            self.run(
+                "const e = document.activeElement;"
+                "return e.id || e.getAttribute('aria-label') || e.textContent.trim() || e.tagName"
+            )
+        )
+
+    def press(self, key: str) -> None:
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(key).perform()
+
+    def ended(self) -> None:
+        self.until(lambda: self.find("#result").is_displayed() or self.find("#failed").is_displayed())
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a server, and its process."""
+    command = [sys.executable, "-m", "onnxshot", "ui", "--no-open", "--json"]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"], process
+        process.terminate()
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    environment = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("jobs"))}
-    command = [sys.executable, "-m", "onnxshot", "ui", "--no-open", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-        process.terminate()
+    with serving(tmp_path_factory.mktemp("jobs")) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +209,8 @@ def test_it_fits_the_screen_and_is_as_dark_as_the_room(page: Page, width: int, d
     assert small == []
     faint = page.run(CONTRAST)
     assert faint[0][0] >= LEGIBLE, faint
+    assert page.run(CUT) == []
+    assert page.console() == []
 
 
 def test_what_goes_wrong_is_told_and_a_cancel_leads_back(page: Page, tmp_path: Path) -> None:
@@ -193,3 +229,120 @@ def test_what_goes_wrong_is_told_and_a_cancel_leads_back(page: Page, tmp_path: P
     page.find("#cancel").click()
     page.until(lambda: page.find("#run").is_displayed() and page.find("#run").is_enabled())
     assert not page.find("#working").is_displayed()
+    assert "Cancelled. The run was ended" in page.find("#noticed").text
+    assert "nothing is kept" in page.find("#noticed").text
+
+
+def test_the_preset_is_guessed_and_changed_and_help_is_there_by_keyboard(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.fresh()
+    page.give("#model", MODEL)
+    page.give("#calib", *SAMPLES[:16])
+    page.until(lambda: page.find("#guess").is_displayed())
+    assert "the model takes 1 × 28 × 28: no preset that ships fits" in page.find("#guess").text
+    assert page.find("#preset").get_attribute("value") == "file"
+    assert "channels: GRAY" in page.find("#preset-text").get_attribute("value")
+    page.choose("#preset", "imagenet")
+    assert "The preset imagenet does not fit: input 'image' expects" in page.find("#before").text
+    page.choose("#preset", "file")
+    page.choose("#target", "tensorrt")
+    assert "How fast TensorRT runs it is not measured" in page.find("#before").text
+    page.choose("#target", "ort")
+    assert page.find("#before").text == ""
+
+    page.run("document.activeElement.blur()")
+    met = []
+    while not met or met[-1] != "run":
+        page.press(Keys.TAB)
+        met.append(page.focused())
+        assert len(met) < 40, met
+        if met[-1].startswith("What is this"):
+            about = page.run("return document.activeElement.getAttribute('aria-controls')")
+            assert not page.find(f"#{about}").is_displayed()
+            page.press(Keys.ENTER)
+            assert len(page.find(f"#{about}").text) > 40
+            page.press(Keys.ESCAPE)
+            assert not page.find(f"#{about}").is_displayed()
+        elif met[-1].startswith("Goals"):
+            page.press(Keys.ENTER)
+        outline = (
+            "const s = getComputedStyle(document.activeElement.closest('.drop, .folder') ?? document.activeElement);"
+        )
+        ring = page.run(f"{outline} return s.outlineStyle !== 'none' || s.borderColor === 'rgb(37, 99, 201)'")
+        assert ring, f"where the focus is, is not seen at {met[-1]}"
+    fields = {
+        "model",
+        "calib",
+        "calib-folder",
+        "preset",
+        "preset-text",
+        "target",
+        "effort",
+        "level",
+        "min_sqnr",
+        "accept",
+    }
+    assert fields <= set(met)
+    page.press(Keys.ENTER)
+    assert page.focused() == "doing"
+    page.ended()
+    page.until(lambda: page.focused() == "verdict")
+    assert page.console() == []
+
+
+def test_an_upload_is_guarded_and_a_run_is_found_again_in_another_tab(page: Page, tmp_path: Path) -> None:
+    warns = "const e = new Event('beforeunload', {cancelable: true}); dispatchEvent(e); return e.defaultPrevented"
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 300_000}
+    (tmp_path / "weights.bin").write_bytes(bytes(3_000_000))
+    page.fresh()
+    assert not page.run(warns)
+    fill(page, *SAMPLES[:64], level=1)
+    page.give("#model", tmp_path / "weights.bin")  # beside the model, which stays chosen
+    page.until(lambda: page.find("#run").is_enabled())
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
+    page.find("#run").click()
+    page.until(lambda: "sending file 2" in page.find("#doing").text)
+    assert page.run(warns)
+    page.driver.refresh()
+    page.until(lambda: page.find("#notice").is_displayed())
+    assert "no run has begun" in page.find("#noticed").text
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
+
+    fill(page, *SAMPLES[:64], level=1)
+    assert page.find("#effort").get_attribute("value") == ""
+    page.find("#run").click()
+    page.until(lambda: "so far" in page.find("#elapsed").text)
+    assert not page.run(warns), "the run goes on without the page"
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.fresh()
+    page.until(lambda: page.find("#working").is_displayed())
+    assert f"This is the run of {MODEL.name} for ort" in page.find("#noticed").text
+    page.find("#cancel").click()
+    page.until(lambda: "Cancelled. The run was ended" in page.find("#noticed").text)
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.until(lambda: "This run is over" in page.find("#noticed").text)
+    assert page.find("#run").is_enabled()
+    assert page.console() == []
+
+
+def test_a_server_that_was_stopped_is_told_as_such(page: Page, tmp_path: Path) -> None:
+    with serving(tmp_path) as (address, process):
+        page.url, kept = address, page.url
+        try:
+            page.fresh()
+            fill(page, *SAMPLES[:64], level=1)
+            page.until(lambda: page.find("#run").is_enabled())
+            page.find("#run").click()
+            page.until(lambda: "so far" in page.find("#elapsed").text)
+            process.terminate()
+            process.wait()
+            page.until(lambda: page.find("#failed").is_displayed())
+            assert "The server does not answer" in page.find("#why").text
+            assert "run onnxshot ui again" in page.find("#remedy").text
+        finally:
+            page.url = kept
+            page.console()
