@@ -211,7 +211,7 @@ def _cast(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
 
 def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
     if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim >= 3:
-        return f"raw pixels need the preprocessing of training: try --preset {preset_for(spec)}"
+        return f"raw pixels need the preprocessing of training: try [[preset={preset_for(spec)}]]"
     if x.dtype.kind in "iub" and is_float(spec.dtype):
         return f"if no preprocessing is missing, save it with .astype({spec.dtype.name!r})"
     if is_float(x.dtype) and not is_float(spec.dtype):
@@ -225,7 +225,7 @@ def _nearest_fix(x: NDArray[Any], spec: InputSpec) -> str:
     """The smallest change that would make x fit: preprocess pixels, drop an axis, transpose, or change one size."""
     assert spec.shape is not None  # any shape fits an unknown one
     if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim in (3, 4):
-        return f"try --preset {preset_for(spec)}"
+        return f"try [[preset={preset_for(spec)}]]"
     rank = len(spec.shape)
     if x.ndim == rank + 1 and fits(x.shape[1:], spec.shape):
         return "the first axis is one too many: use x[0]" if len(x) == 1 else "give each x[i] as a sample of its own"

@@ -51,7 +51,7 @@ def picture_input(specs: Sequence[InputSpec], preset: Preset | None, where: str)
     if preset is None:
         names = ", ".join(preset_names("image"))
         what = f"{where} holds pictures and no preset says how to preprocess them"
-        raise CalibrationError(what, f"try --preset {preset_for(spec)}; presets: {names}, or a .yaml file")
+        raise CalibrationError(what, f"try [[preset={preset_for(spec)}]]; presets: {names}, or a .yaml file")
     return spec, preset
 
 

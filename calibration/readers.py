@@ -232,7 +232,7 @@ def open_data(
         opened = _open(source, label, fit, limit, seed, Texts(label, fit.specs, preset, limit, words))
     if len(opened) == 0:
         opened.close()
-        raise CalibrationError(f"{label} holds no samples", f"--calib takes {TAKES}")
+        raise CalibrationError(f"{label} holds no samples", f"[[calib]] takes {TAKES}")
     data = Dataset(label, opened, fit)
     if held is not None:
         data._owner, held.opened = False, (opened, fit.used, fit.notes)
@@ -252,7 +252,7 @@ def open_data(
 
 def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int, texts: Texts) -> Source:
     if source is None or (isinstance(source, str) and not source):
-        raise CalibrationError("calibration data is needed and none was given", f"--calib takes {TAKES}")
+        raise CalibrationError("calibration data is needed and none was given", f"[[calib]] takes {TAKES}")
     if isinstance(source, Transformed):
         return open_object(transformed(_items(source.data), source.by, label), label, fit, limit, texts)
     if not isinstance(source, str | Path):
@@ -269,7 +269,7 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
     if found := named(str(source)):
         return open_object(call(*found), label, fit, limit, texts)
     refuse_remote(source, CalibrationError, "calibration data")
-    raise CalibrationError(f"calibration data {source} is not there", f"--calib takes {TAKES}")
+    raise CalibrationError(f"calibration data {source} is not there", f"[[calib]] takes {TAKES}")
 
 
 def _items(source: Any) -> Any:
@@ -295,7 +295,7 @@ def _open_file(path: Path, fit: Fitter, texts: Texts) -> Source:
         return npy_stack(path, fit.specs, fit.check_stated)
     if suffix in TEXTS:
         return texts.open(lambda field: files_of_text(path, [path], field))
-    raise CalibrationError(f"calibration data {path} is of an unknown kind", f"--calib takes {TAKES}")
+    raise CalibrationError(f"calibration data {path} is of an unknown kind", f"[[calib]] takes {TAKES}")
 
 
 def _is_zoo(root: Path) -> bool:
@@ -327,7 +327,7 @@ def _open_folder(root: Path, fit: Fitter, texts: Texts) -> Source:
         return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
     if written := _files(root, TEXTS):  # beside other samples, texts are notes
         return texts.open(lambda field: files_of_text(root, written, field))
-    raise CalibrationError(f"{root} holds no samples", f"--calib takes {TAKES}")
+    raise CalibrationError(f"{root} holds no samples", f"[[calib]] takes {TAKES}")
 
 
 def _files(root: Path, suffixes: tuple[str, ...] | None) -> list[Path]:

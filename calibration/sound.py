@@ -76,7 +76,7 @@ def open_sounds(
     """
     if preset is not None and not isinstance(preset, SoundPreset):
         what = f"{label} holds sounds; preset {getattr(preset, 'name', preset)} is not of sounds"
-        raise CalibrationError(what, "use --preset whisper, waveform-16k or a .yaml file with kind: sound")
+        raise CalibrationError(what, "use [[preset=whisper]], waveform-16k or a .yaml file with kind: sound")
     form, notes = fit_sound(inputs, preset, beside(folder) if preset is None else None, label)
     sounds = Sounds(Path(label), paths, form, step)
     sounds.notes = (*notes, *sounds.notes)

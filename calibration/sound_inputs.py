@@ -119,7 +119,7 @@ def _of_preprocessor(path: Path) -> SoundPreset:
     except (OSError, ValueError, TypeError, UsageError, RecursionError) as e:
         said = e.message if isinstance(e, UsageError) else " ".join(str(e).split())
         what = f"{path} does not say how sounds become the model's input: {said}"
-        raise CalibrationError(what, "give --preset whisper, waveform-16k or a .yaml file with kind: sound") from e
+        raise CalibrationError(what, "give [[preset=whisper]], waveform-16k or a .yaml file with kind: sound") from e
 
 
 def fit_sound(
@@ -155,7 +155,7 @@ def fit_sound(
     if others.states and not others.filled and chosen.window is None:
         named = ", ".join(repr(s.name) for s in others.states)
         what = f"the model keeps states ({named}), and its input {spec.name!r} has no fixed length"
-        raise CalibrationError(what, "give a preset with a window, such as --preset silero-vad")
+        raise CalibrationError(what, "give a preset with a window, such as [[preset=silero-vad]]")
     return others, notes
 
 
@@ -221,7 +221,7 @@ def _wave_form(spec: InputSpec, preset: SoundPreset, notes: list[str]) -> SoundF
         channels = other if isinstance(other, int) else 1
         if channels > 2:
             what = f"input {spec.name!r} expects {spec}, which is no waveform of one or two channels"
-            raise CalibrationError(what, "a spectrogram? give a preset with mels, such as --preset whisper")
+            raise CalibrationError(what, "a spectrogram? give a preset with mels, such as [[preset=whisper]]")
     fixed = shape[axis]
     if isinstance(fixed, int):
         if preset.window is not None and round(preset.window * preset.rate) != fixed:

@@ -200,7 +200,7 @@ class Noise(Source):
         for spec in specs:
             if spec.shape is None:
                 what = f"input {spec.name!r} has no known rank, so random data cannot be made for it"
-                raise CalibrationError(what, "give real samples with --calib")
+                raise CalibrationError(what, "give real samples with [[calib=DATA]]")
             if spec.shape and isinstance(spec.shape[0], str):
                 self._sizes[spec.shape[0]] = 1  # the batch axis, also where its name appears on another axis
         self._language = _decoder(specs)
@@ -228,7 +228,8 @@ class Noise(Source):
     def _draw(self, rng: np.random.Generator, spec: InputSpec) -> NDArray[Any]:
         shape = tuple(self._size(dim, axis, spec) for axis, dim in enumerate(spec.shape or ()))
         if math.prod(shape) > _MOST_RANDOM:
-            raise CalibrationError(f"input {spec} is too large for random data", "give real samples with --calib")
+            what = f"input {spec} is too large for random data"
+            raise CalibrationError(what, "give real samples with [[calib=DATA]]")
         if is_float(spec.dtype):
             return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
         top = 256 if spec.dtype == np.uint8 else 2

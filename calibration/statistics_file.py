@@ -92,7 +92,8 @@ def load_statistics(path: str | Path) -> Statistics:
         check_regular(path, "the file of statistics", CalibrationError)
     if not path.is_file():
         refuse_remote(path, CalibrationError, "the file of statistics")
-        raise CalibrationError(f"statistics {path} are not there", "onnxshot calibrate MODEL --calib DATA writes them")
+        hint = "[[calibrate MODEL calib=DATA output=FILE]] writes them"
+        raise CalibrationError(f"statistics {path} are not there", hint)
     arrays = read_npz(path, lambda stated: _refuse_bomb(path, stated))
     try:
         head = json.loads(arrays.pop(_HEAD).tobytes())

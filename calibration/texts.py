@@ -50,7 +50,8 @@ class Texts:
         preset = self.preset
         if preset is not None and not isinstance(preset, TextPreset):
             what = f"{self.label} holds texts; preset {getattr(preset, 'name', preset)} is not of texts"
-            raise CalibrationError(what, "use --tokenizer and --length, or a .yaml file with kind: text")
+            hint = "use [[tokenizer=FILE]] and [[length=TOKENS]], or a .yaml file with kind: text"
+            raise CalibrationError(what, hint)
         if self.words is None:
             raise CalibrationError(f"{self.label} holds texts, which are not taken here", "give arrays")
         return self.words(self.label, read, self.specs, preset, self.limit)

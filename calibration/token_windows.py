@@ -198,4 +198,4 @@ def check_ids(windows: Sequence[Window], tables: Sequence[int], tokenizer: Token
     if tokenizer.size > rows or largest >= rows:
         count = max(tokenizer.size, largest + 1)
         what = f"the tokenizer {tokenizer.path} has {count} tokens, the model's table {rows} rows"
-        raise CalibrationError(what, "it is the tokenizer of another model: give the right one with --tokenizer")
+        raise CalibrationError(what, "it is the tokenizer of another model: give the right one with [[tokenizer=FILE]]")

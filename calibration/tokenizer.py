@@ -73,7 +73,8 @@ def find_tokenizer(given: str | Path | None, model: Path | None) -> Path:
     found = tokenizer_beside(model)
     if found is None:
         at = f"no {FILE} lies beside {model}, or one folder above" if model is not None else "the model has no file"
-        raise CalibrationError(f"texts need the tokenizer of the model: {at}", f"--tokenizer FILE; {_how_to_save()}")
+        hint = f"give [[tokenizer=FILE]]; {_how_to_save()}"
+        raise CalibrationError(f"texts need the tokenizer of the model: {at}", hint)
     return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from onnxshot.wording import worded
+
 # The path of a temporary folder. A relative path may start anywhere, so no dot of an earlier word may match.
 _ASIDE = re.compile(
     r"(?<![^\s/\\'\"(=])\.(?:(?![\s'\"(=]\.)[^/\\])*?\.onnxshot-[a-z0-9_]{8}\.part[/\\](?:work[/\\])?"
@@ -19,7 +21,7 @@ class OnnxshotError(Exception):
     """Base class of all errors that onnxshot raises on purpose.
 
     Attributes:
-        message: what is wrong, and where.
+        message: what is wrong, and where; tokens of `onnxshot.wording` are replaced.
         hint: what to do about it; may be empty.
         exit_code: of the command line.
     """
@@ -27,10 +29,10 @@ class OnnxshotError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        message = in_place(message)
+        message = worded(in_place(message))
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = worded(hint)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

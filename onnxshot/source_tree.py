@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from onnxshot import wording
+
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE.parent
 """The folder that must be on sys.path to import this copy of the package."""
@@ -38,9 +40,10 @@ def command(module: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of this process, with PYTHONPATH set so that this copy of the package is found first."""
+    """The environment of a worker: that of this process, in which this copy of the package is found first."""
     known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": str(ROOT.absolute()) if not known else f"{ROOT.absolute()}{os.pathsep}{known}"}
+    place = str(ROOT.absolute()) if not known else f"{ROOT.absolute()}{os.pathsep}{known}"
+    return {**os.environ, "PYTHONPATH": place, **wording.environment()}
 
 
 _complete()  # at import, so that importing the package is enough

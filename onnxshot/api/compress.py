@@ -122,7 +122,7 @@ def compress(
     model = plain_source(model)
     settings = settings or Settings()
     if calib is None:
-        raise UsageError("there are no samples", "give --calib DATA: every stage learns from it")
+        raise UsageError("there are no samples", "give [[calib=DATA]]: every stage learns from it")
     asked = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers, "spare": spare}
     pruning = {name: value for name, value in asked.items() if value or value == 0}
     stages = _emittable(requested_stages(recipe, optim_level, pruning, options), output)

@@ -20,6 +20,7 @@ from onnxshot.runtimes.ort_bench import NOISE
 from onnxshot.settings import Settings
 from onnxshot.targets import TARGETS, target_named
 from onnxshot.targets.ort import ORT, ORT_AVX2
+from onnxshot.wording import worded
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ def _verdict(trial: Trial, saturates: bool | None) -> str:
     share = "" if trial.share is None else f", {100 * trial.share:.0f} % of the work in int8"
     line = f"int8 {_speed(trial)}{share}"
     if trial.target == ORT.name and saturates:
-        return f"{line}; sums of uint8 x int8 products saturate on this CPU: use --target {ORT_AVX2.name}"
+        line += "; sums of uint8 x int8 products saturate on this CPU"
+        return worded(f"{line}: use [[target={ORT_AVX2.name}]]")
     if trial.target == ORT_AVX2.name and saturates is False:
         return f"{line}; not needed here: sums are exact with 8-bit weights too"
     return line

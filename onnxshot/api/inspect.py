@@ -35,11 +35,12 @@ from onnxshot.runtimes.ort_versions import VersionNeeds, needs, runs_nowhere
 from onnxshot.settings import Settings, budgeted
 from onnxshot.targets import target_named
 from onnxshot.verification.io_contract import Port, contract
+from onnxshot.wording import worded
 
 _SIZES = {
     SAMPLE: "on the first sample",
     FROZEN: "at the sizes that the model states",
-    INFERRED: "with free dimensions as 1: give --calib for real ones",
+    INFERRED: "with free dimensions as 1: give [[calib=DATA]] for real ones",
 }
 
 
@@ -147,12 +148,12 @@ class Inspection:
         """Lines about the amount of work, and the sizes it is counted at."""
         if not self.macs:
             return []
-        where, unknown = _SIZES[self.sizes["from"]], self.sizes["unknown"]
+        where, unknown = worded(_SIZES[self.sizes["from"]]), self.sizes["unknown"]
         lines = [f"{sum(self.macs.values()):,} multiply-accumulates {where}"]
         if unknown:
             lines.append(
                 f"of {len(unknown)} nodes such as {unknown[0]!r} the size is not known: counted at one position"
-                + ("" if self.sizes["from"] == SAMPLE else ", give --calib")
+                + ("" if self.sizes["from"] == SAMPLE else worded(", give [[calib=DATA]]"))
             )
         return lines
 
@@ -211,7 +212,8 @@ def inspect(
     model = plain_source(model)
     recipe = recipe or Recipe()
     if recipe.mode == "auto":
-        raise UsageError("mode auto is settled by quantize, which measures", "inspect with --mode weights or dynamic")
+        hint = "inspect with [[mode=weights]] or [[mode=dynamic]]"
+        raise UsageError("mode auto is settled by quantize, which measures", hint)
     target = target_named(recipe.target)
     loaded = load_model(model)
     ports, opset, size = contract(loaded), loaded.opset, loaded.weight_bytes()
@@ -236,6 +238,6 @@ def inspect(
     sizes = sizes_on(loaded, first, threads=(settings or Settings()).threads)
     rows = sizes.work(loaded)
     work = by_label(rows)
-    notes = (*loaded.notes, *([target.note] if target.note else []))
+    notes = (*loaded.notes, *([worded(target.note)] if target.note else []))
     counted_at, layers = sizes.report_entry(rows), layers_of(loaded, work)
     return Inspection(ports, opset, size, ops, plan, work, counted_at, versions, inputs, notes, layers)

@@ -158,7 +158,8 @@ def _recorded_preset(source: Mapping[str, Any]) -> str | TextPreset | None:
     if (values := source.get("text")) is None:
         return source.get("preset")
     if not isinstance(values, dict) or not values.keys() <= {"tokenizer", "length", "field"}:
-        raise UsageError(f"the record's preset of texts is {shown(values)}", "give --tokenizer and --length")
+        hint = "give [[tokenizer=FILE]] and [[length=TOKENS]]"
+        raise UsageError(f"the record's preset of texts is {shown(values)}", hint)
     return TextPreset(**values)
 
 
@@ -178,7 +179,7 @@ def _repeated(
     if not run.sampled:
         return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, decided=decided)
     if calib is None and (stats is None or not isinstance(run.parsed(), Recipe)):
-        hint = "give them with --calib DATA, or the statistics that it was given with --stats"
+        hint = "give them with [[calib=DATA]], or the statistics that it was given with [[stats=FILE]]"
         raise CalibrationError("the record has no path of its samples", hint)
     if calib is None:
         return run_recipe_stage(run.parsed(), path, None, None, preset=preset, settings=settings, stats=stats)

@@ -97,7 +97,7 @@ def tune(
     settings, calib = settings or Settings(), repeatable(calib)
     for name in ("min_sqnr", "max_perplexity_rise"):
         if getattr(goal, name) is not None and isinstance(calib, str) and calib == "random":
-            hint = "give --calib DATA: accuracy on random inputs says nothing about accuracy on your data"
+            hint = "give [[calib=DATA]]: accuracy on random inputs says nothing about accuracy on your data"
             raise UsageError(f"{name} is a goal for real data, and the samples are random", hint)
     model_reads = of_model_file(model)
     files = settings.files.reading(

@@ -19,6 +19,7 @@ from onnxshot.batch.memory_needs import BASE_MB, Needs
 from onnxshot.batch.store import Store
 from onnxshot.batch.worker import INTERNAL
 from onnxshot.files.temporary_folders import clear_dead
+from onnxshot.wording import worded
 
 POLL = 0.02
 """Seconds between two measurements of the memory of all workers."""
@@ -218,7 +219,8 @@ class Local:
             task.needs_mb, task.too_large, task.tries = self.max_memory_mb, True, task.tries - 1
             yield task, worst.part, None
             return
-        error = f"it takes more than {self.max_memory_mb:g} MB of memory (raise --max-memory or lower --samples)"
+        hint = worded("raise [[max_memory=SIZE]] or lower [[samples]]")
+        error = f"it takes more than {self.max_memory_mb:g} MB of memory ({hint})"
         yield task, worst.part, task.cell.row(error=error, code=INTERNAL)
 
 

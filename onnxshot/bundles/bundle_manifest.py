@@ -90,7 +90,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise ModelError(f"{path} is no manifest: it is a link, not a regular file, or over {_MOST_BYTES >> 20} MB")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise ModelError(f"{folder} is no bundle: {NAME}: {e.strerror}", "give a folder that --bundle made") from e
+        hint = "give a folder that [[onnxshot.bundle|--bundle]] made"
+        raise ModelError(f"{folder} is no bundle: {NAME}: {e.strerror}", hint) from e
     except (ValueError, RecursionError) as e:
         raise ModelError(f"{path} is no manifest: {type(e).__name__}") from e
     try:

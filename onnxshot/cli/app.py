@@ -38,6 +38,7 @@ from onnxshot.cli.ui import ui
 from onnxshot.cli.verbosity import LevelOpt, QuietOpt, VerboseOpt, before_command, with_verbosity
 from onnxshot.cli.verify import verify
 from onnxshot.errors import OnnxshotError, UsageError
+from onnxshot.wording import on_command_line
 
 app = typer.Typer(
     name="onnxshot",
@@ -83,6 +84,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -91,6 +93,7 @@ def _common(
     log_level: LevelOpt = None,
 ) -> None:
     """Options that precede every command."""
+    ctx.with_resource(on_command_line())
     before_command(verbose, quiet, log_level)
 
 

@@ -32,6 +32,7 @@ from onnxshot.targets import RUNTIMES, target_of
 from onnxshot.targets.base import Target
 from onnxshot.verification.compare_models import compare_loaded
 from onnxshot.verification.reference import Reference
+from onnxshot.wording import worded
 
 ONNX: Final = "onnx"
 _BENCH_FEEDS = 8
@@ -207,7 +208,7 @@ def _proven(
         found = compare_loaded(judged.reference, loaded, judged.samples, threads=settings.threads)
         notes += [*found.notes, *found.not_finite]
         if judged.samples.random:
-            notes.append("compared on random data alone: --calib DATA gives figures that mean something")
+            notes.append(worded("compared on random data alone: [[calib=DATA]] gives figures that mean something"))
             found = None
         with scratch() as folder:
             path = Reference(judged.reference).at(folder / "float.onnx")

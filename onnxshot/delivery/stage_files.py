@@ -14,6 +14,7 @@ from onnxshot.graph import Model
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import EmitStage, ShrinkStage, Stage, Stages, kind_of
 from onnxshot.report.values import Artifact
+from onnxshot.wording import worded
 
 _DONE = {"prune": "pruned", "shrink": "shrunk", "quantize": "quantized"}
 
@@ -47,7 +48,7 @@ def stage_writes(stages: Stages, model: Model, output: str | Path | None, kept: 
     if kept is not None:
         for name in filter(None, names):
             place = Path(kept) / f"{name}.onnx"
-            yield from of_model(place, "the kept stage", data=data, named=False, option="--keep-stages")
+            yield from of_model(place, "the kept stage", data=data, named=False, option=worded("[[keep_stages]]"))
     if output is None:
         return
     output, final = follow_link(Path(output)), [name for name in names if name][-1]

@@ -31,10 +31,10 @@ def session_of(
     given = {"sess_options": sess_options, "providers": list(providers), **options}
     try:
         if model.weight_bytes() <= MOST_BYTES:
-            return runtime().InferenceSession(model.to_proto().SerializeToString(deterministic=True), **given)
+            return runtime().InferenceSession(model.to_proto().SerializeToString(), **given)
         folder = tempfile.TemporaryDirectory(prefix="onnxshot-session-")
         path = Path(folder.name) / "model.onnx"
-        write(model, path)
+        write(model, path, external=True)
         made = runtime().InferenceSession(str(path), **given)
     except Exception as e:  # ONNX Runtime's errors share no base class
         raise ModelError(f"the model does not load in ONNX Runtime: {one_line(e)}") from e

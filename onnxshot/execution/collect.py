@@ -37,6 +37,7 @@ from onnxshot.progress import PartSteps, Progress
 from onnxshot.runtimes.ort_runtime import Runner, providers_for
 from onnxshot.runtimes.parallel import in_order
 from onnxshot.runtimes.parted_run import Step
+from onnxshot.wording import worded
 
 _LARGE_SHARE = 6  # of `memory.held_bytes()`: observed tensors of one sample, above which samples run one at a time
 _READ_EARLY = 8 << 20  # bytes of samples that are read while the session is created
@@ -316,7 +317,8 @@ def _raise_not_finite(model: Model, names: Sequence[str], sample: Sample, thread
 def notes_of(outliers: Outliers, blank: Sequence[str], names: Sequence[str], used: int, total: int) -> Iterator[str]:
     """Notes on outliers and blank samples, and on how many samples were needed. `blank`: names of samples."""
     if used < total:
-        yield f"{used} of {total} samples were enough: the ranges had settled (--samples all uses all of them)"
+        every = worded("[[samples=all]] uses all of them")
+        yield f"{used} of {total} samples were enough: the ranges had settled ({every})"
     for sample, tensors in list(outliers.found().items())[:_NAMED]:
         number, times = tensors[0]
         more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""

@@ -242,7 +242,7 @@ def from_file(path: str | Path, model: Model, plan: Plan, data: Dataset | None) 
     if missing:
         raise CalibrationError(
             f"{path} has no statistics of tensor {missing[0]!r}",
-            "run onnxshot calibrate with the same --target and --include",
+            "calibrate with the same [[target]] and [[include]]",
         )
     if data is None:
         return RunStatistics(known, [], [], notes=known.notes)

@@ -82,7 +82,7 @@ class TextOpener:
         if not windows:
             what = f"the tokenizer {tokenizer.path} finds no token in {label}"
             what += f": its vocabulary has {tokenizer.size} tokens"
-            raise CalibrationError(what, "give the tokenizer of the model with --tokenizer")
+            raise CalibrationError(what, "give the tokenizer of the model with [[tokenizer=FILE]]")
         check_ids(windows, rows, tokenizer)
         pad, runs = tokenizer.pad if tokenizer.pad < min(rows, default=1 << 31) else 0, None
         if inputs.needs_encoder or inputs.sounds or any(window.before for window in windows):
@@ -145,15 +145,15 @@ class _Reading:
         """Tokens of a window."""
         most = self.tokenizer.limit
         if self.asked.length is not None and most is not None and self._said_limit < self.asked.length:
-            what = f"--length is {self.asked.length}; the model takes {self._said_limit} tokens"
+            what = f"[[length]] is {self.asked.length}; the model takes {self._said_limit} tokens"
             raise CalibrationError(what, "as its tokenizer_config.json or config.json says: ask for fewer")
         chosen = self.asked.length or min(LENGTH, most or LENGTH)
         fixed = self.inputs.window
         if fixed is None or fixed == 1:
             return chosen
         if self.asked.length is not None and self.asked.length > fixed:
-            what = f"--length is {self.asked.length}; input {self.inputs.ids.name!r} takes {fixed} tokens"
-            raise CalibrationError(what, f"--length {fixed}, or less: the rest is filled up")
+            what = f"[[length]] is {self.asked.length}; input {self.inputs.ids.name!r} takes {fixed} tokens"
+            raise CalibrationError(what, f"[[length={fixed}]], or less: the rest is filled up")
         return min(self.asked.length or fixed, fixed)
 
     @cached_property

@@ -119,7 +119,8 @@ def room_for(what: str, folder: Path, *, memory: bool = False) -> Iterator[None]
         elsewhere = isinstance(e.filename, str) and not Path(e.filename).is_relative_to(folder)
         if e.errno not in _NO_ROOM or elsewhere:
             raise
-        advice = "set TMPDIR to a folder with more room" + (", or allow more memory with --memory" if memory else "")
+        advice = "set TMPDIR to a folder with more room"
+        advice += ", or allow more memory with [[memory=SIZE]]" if memory else ""
         home = tempfile.gettempdir()
         raise UsageError(f"there is no room for {what} in {home}: {e.strerror or e}", advice) from e
 

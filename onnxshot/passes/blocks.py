@@ -128,7 +128,7 @@ class Work:
         try:
             return self.given.read() if self.given is not None else self._fitted()
         except NotFinite as e:
-            hint = "export the model again, or leave its op out with --exclude"
+            hint = "export the model again, or leave its op out with [[exclude=OP]]"
             raise ModelError(f"weight {self.weight.name!r} holds NaN or infinity", hint) from e
 
     def _fitted(self) -> tuple[NDArray[np.uint8], QuantParams]:

@@ -20,6 +20,7 @@ from onnxshot.maths.quant_scheme import INT8, UINT8, QuantType
 from onnxshot.passes.base import Change
 from onnxshot.passes.strip_qdq import restore
 from onnxshot.targets.base import Target
+from onnxshot.wording import worded
 
 _BYTES: dict[int, QuantType] = {TensorProto.UINT8: UINT8, TensorProto.INT8: INT8}
 
@@ -141,7 +142,8 @@ class ConvertIntegerTypes:
 
     def _again(self) -> str:
         """What to do about a skip."""
-        return f"quantize the float model, or this one with --complete, for --target {self.target.name}"
+        how = f"[[complete=True]], for [[target={self.target.name}]]"
+        return worded(f"quantize the float model, or this one with {how}")
 
     def _refuse_zero(self, node: Node, scheme: QuantScheme, change: Change) -> None:
         """Skip a zero point that a symmetric scheme does not allow."""

@@ -184,7 +184,7 @@ def _finite(weight: Constant) -> Iterator[None]:
     try:
         yield
     except NotFinite as e:
-        hint = "export the model again, or leave its op out with --exclude"
+        hint = "export the model again, or leave its op out with [[exclude=OP]]"
         raise ModelError(f"weight {weight.name!r} holds NaN or infinity", hint) from e
 
 

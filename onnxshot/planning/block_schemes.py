@@ -49,17 +49,17 @@ def refuse_blocks(target: Target, recipe: Recipe) -> None:
     blocks, whole, size = bits in target.block_bits, bits in target.channel_bits, recipe.block
     if not blocks and not whole:
         why = target.refused.get(f"int{bits} weights", f"it has no products by weights in blocks of {bits} bits")
-        raise TargetError(f"{bits}-bit weights on {target.name}: {why}", "use --target ort, or leave out --bits")
+        raise TargetError(f"{bits}-bit weights on {target.name}: {why}", "use [[target=ort]], or leave out [[bits]]")
     if recipe.asymmetric and not target.block_zero_points:
-        raise TargetError(f"{target.name} has no zero points of weights", "leave out --asymmetric")
+        raise TargetError(f"{target.name} has no zero points of weights", "leave out [[asymmetric]]")
     floats = "are turned into floats before each product"
     if size == CHANNEL and not whole:
         said = f"{bits}-bit weights on {target.name}: with one scale per output they {floats}"
-        raise TargetError(said, f"use --block {target.block_sizes[bits]}")
+        raise TargetError(said, f"use [[block={target.block_sizes[bits]}]]")
     if not isinstance(size, int) or recipe.bits is None:
         return
     if not blocks:
-        raise TargetError(f"{bits}-bit weights on {target.name}: in blocks they {floats}", "use --block channel")
+        raise TargetError(f"{bits}-bit weights on {target.name}: in blocks they {floats}", "use [[block=channel]]")
     sizes = [str(n) for n in (16, 32, 64, 128, 256) if n >= target.least_block]
     hint = f"use {', '.join(sizes[:-1])} or {sizes[-1]}"
     if size & (size - 1) or not _LEAST <= size <= _MOST:

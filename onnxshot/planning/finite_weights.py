@@ -23,4 +23,4 @@ def refuse_not_finite(model: Model, plan: Plan) -> None:
         seen.add(weight.name)
         if not facts_of(weight).finite:
             what = f"weight {weight.name!r} of node {node.label!r} ({node.op}) holds NaN or infinity"
-            raise ModelError(what, "export the model again, or leave its op out with --exclude")
+            raise ModelError(what, "export the model again, or leave its op out with [[exclude=OP]]")

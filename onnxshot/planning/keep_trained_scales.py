@@ -14,6 +14,7 @@ from onnxshot.graph import Constant, Tensor, weights
 from onnxshot.maths.affine import PerChannel, PerTensor, QuantParams, QuantScheme, params_from_range, quantize
 from onnxshot.planning.plan import Kept, Plan, TensorPlan
 from onnxshot.planning.trained_scales import Trained, same_params
+from onnxshot.wording import worded
 
 
 def activation_params(given: QuantParams, scheme: QuantScheme) -> tuple[QuantParams, bool]:
@@ -100,7 +101,7 @@ def kept_activations(trained: Trained, planned: Mapping[str, TensorPlan], tensor
 def notes(trained: Trained, plan: Plan) -> list[str]:
     """Report notes: how many trained scales were kept, how many were completed, and why others were not kept."""
     if not trained:
-        return ["--complete: the model holds no Q/DQ pairs, all of it was quantized"]
+        return [worded("[[complete=True]]: the model holds no Q/DQ pairs, all of it was quantized")]
     fates = {**dict.fromkeys(trained.names()), **trained.refused, **plan.kept.fates}
     exact = {name for name, fate in fates.items() if fate == ""}
     activations = len(exact & trained.activations.keys())

@@ -14,6 +14,7 @@ from onnxshot.planning.plan import DYNAMIC, FLOAT, STATIC, WEIGHTS
 from onnxshot.planning.slow_convs import ConvSize, slower_in_int8
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.targets.base import Target
+from onnxshot.wording import worded
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _MIN_TABLE_BYTES = 1 << 16  # smaller embedding tables stay in float
@@ -64,7 +65,8 @@ def node_mode(
     if node.op == "LSTM" and "LSTM" in target.contrib:
         reason = _unsupported_lstm(node, is_top=is_top)
         if not reason and recipe.portable_ops and not forced:
-            reason = "int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: ask for it with --include LSTM"
+            ask = worded("ask for it with [[include=LSTM]]")
+            reason = f"int8 LSTM exists only as com.microsoft.DynamicQuantizeLSTM: {ask}"
         return (FLOAT, reason) if reason else (DYNAMIC, "")
     reason = "" if forced else target.float_reasons.get(node.op, "")
     reason = reason or _unsupported_form(node, slot)

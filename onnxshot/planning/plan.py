@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxshot.calibration.range_methods import Range
 from onnxshot.graph.skip import Skip
 from onnxshot.maths.affine import QuantParams, QuantScheme
+from onnxshot.wording import worded
 
 OPERATOR, DEQUANTIZED, GATHERED, FOLDED = "operator", "dequantized", "gathered", "folded"
 """Forms of a weight that is quantized alone.
@@ -260,7 +261,7 @@ class Plan:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             lines.append(f"  {op:20} {reason}: {some}")
         if len(reasons) > limit:
-            lines.append(f"  ... {len(reasons) - limit} more reasons (--json lists all)")
+            lines.append(f"  ... {len(reasons) - limit} more reasons " + worded("([[skips|--json]] lists all)"))
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 

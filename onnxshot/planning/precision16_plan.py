@@ -20,6 +20,7 @@ from onnxshot.graph.ops import STANDARD_DOMAINS, weight_slot
 from onnxshot.maths.sqnr import SqnrSum
 from onnxshot.planning.plan import FLOAT, HALF, NodePlan
 from onnxshot.planning.precision16_ops import ANY_TYPE, FLOAT_OPS, HALF_OPS, SQUARES, SUMS_SQUARES, HalfOp, HalfType
+from onnxshot.wording import worded
 
 READS_QUANTIZED = "reads a dequantized tensor, which is float32"
 _WORTH_BYTES = 4096  # float32 bytes from which a constant is worth storing in 16 bits
@@ -171,7 +172,8 @@ class _Planner:
             return ""
         above = f"above {largest:.3g}, the limit for {self._kind.name}"
         if self._spans is None:
-            return "its sum is unknown without samples (--calib)" if rule.sums else self._by_divisor(node, rule)
+            unknown = worded("its sum is unknown without samples ([[calib]])")
+            return unknown if rule.sums else self._by_divisor(node, rule)
         slots = half_slots(self._model, node)
         read = [node.inputs[i] for i in slots if not isinstance(node.inputs[i], Constant)]
         made = [t for t in node.outputs if t.name and _is_float(self._model, t)]

@@ -13,7 +13,7 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.vocabulary import ACTIVATION_TYPES, WEIGHT_TYPES
 from onnxshot.targets.base import Target
 
-_LEAVE_OUT = "leave out --activation-type and --weight-type"
+_LEAVE_OUT = "leave out [[activation_type]] and [[weight_type]]"
 
 
 def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
@@ -45,10 +45,10 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
         if reason:
             raise TargetError(
                 f"{activation.dtype.name} activations with {weight.dtype.name} weights: {reason}",
-                "int4 weights take --mode weights" if weight.dtype is INT4 else _LEAVE_OUT,
+                "int4 weights take [[mode=weights]]" if weight.dtype is INT4 else _LEAVE_OUT,
             )
     elif recipe.mode == WEIGHTS and weight.dtype.floating:
-        raise TargetError("float8 weights need a calibrated float8 activation", "use an integer --weight-type")
+        raise TargetError("float8 weights need a calibrated float8 activation", "use an integer [[weight_type]]")
     elif recipe.mode == WEIGHTS:
         refuse_blocks(target, recipe)
     elif recipe.mode == DYNAMIC:
@@ -59,8 +59,9 @@ def schemes(target: Target, recipe: Recipe) -> tuple[QuantScheme, QuantScheme]:
 def _refuse_dynamic(target: Target, recipe: Recipe, weight: QuantScheme) -> None:
     """Raise TargetError for types that dynamic quantization does not have: DynamicQuantizeLinear-11 gives uint8."""
     if not target.dynamic:
-        raise TargetError(f"{target.name} has no dynamic quantization", "use --mode static or --mode weights")
+        raise TargetError(f"{target.name} has no dynamic quantization", "use [[mode=static]] or [[mode=weights]]")
     if recipe.activation_type not in (None, "uint8"):
-        raise TargetError(f"dynamic activations are uint8, not {recipe.activation_type}", "leave out --activation-type")
+        said = f"dynamic activations are uint8, not {recipe.activation_type}"
+        raise TargetError(said, "leave out [[activation_type]]")
     if weight.dtype.floating or weight.dtype.bits not in (7, 8):
-        raise TargetError(f"MatMulInteger takes 8-bit weights, not {weight.dtype.name}", "leave out --weight-type")
+        raise TargetError(f"MatMulInteger takes 8-bit weights, not {weight.dtype.name}", "leave out [[weight_type]]")

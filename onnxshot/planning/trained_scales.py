@@ -200,7 +200,7 @@ def _raw(node: Node) -> tuple[NDArray[Any], NDArray[Any] | None, int]:
 def _params(node: Node) -> tuple[QuantParams | None, str]:
     """(scale and zero point of a Q or DQ, ""), or (None, reason) if they are of a kind that is not kept."""
     if edit.constant_input(node, 1) is None:
-        raise ModelError(f"the scale of {node.label!r} ({node.op}) is computed at run time", "use --requantize")
+        raise ModelError(f"the scale of {node.label!r} ({node.op}) is computed at run time", "use [[requantize=True]]")
     scale, zero, axis = _raw(node)
     if weights.elem_type(node.inputs[1]) not in _FLOATS:
         return None, "its scale is no float"
@@ -262,7 +262,7 @@ def _refuse_unequal(q: Node, dq: Node, made: QuantParams | None, read: QuantPara
         what = f"quantizes to {made.scheme.dtype.name}, {dq.label!r} reads {read.scheme.dtype.name}"
     else:
         what = f"and {dq.label!r} have different scales or zero points"
-    raise ModelError(f"{q.label!r} {what}", "the two halves of a pair must agree; --requantize takes them out")
+    raise ModelError(f"{q.label!r} {what}", "the two halves of a pair must agree; [[requantize=True]] takes them out")
 
 
 def same_params(a: QuantParams, b: QuantParams) -> bool:

@@ -21,6 +21,7 @@ from onnxshot.precision16.rounding_noise import rounding_db
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets.base import Target
+from onnxshot.wording import worded
 
 _MOST_SAMPLES = 128  # by default; only minima and maxima are collected
 _NOISE_SAMPLES = 4
@@ -45,7 +46,7 @@ def refuse_precision16(target: Target, recipe: Recipe) -> None:
     """Raise TargetError if the target does not run the 16-bit type of the recipe."""
     reason = target.refused.get(recipe.half or "")
     if reason:
-        raise TargetError(f"--precision {recipe.precision}: {reason}", "use --precision int8 or fp16")
+        raise TargetError(f"[[precision={recipe.precision}]]: {reason}", "use [[precision=int8]] or [[precision=fp16]]")
 
 
 def convert_to_precision16(
@@ -68,7 +69,7 @@ def convert_to_precision16(
     notes = [target.half_note] if target.half_note else []
     if data is None and kind.largest is not None:
         where = "where operators and weights allow it, whatever the activations"
-        notes.append(f"no data: {kind.name} {where}; give --calib")
+        notes.append(worded(f"no data: {kind.name} {where}; give [[calib=DATA]]"))
     if not found.chosen:
         notes.append(f"nothing was converted to {kind.name}: the skips give the reason for each node")
     return Converted(replace(plan, nodes=joined), seen, tuple(notes))
@@ -105,7 +106,9 @@ def predict_conversion(
     alone = f"by its operator and weights alone: whether its values stay below {kind.largest:g} is not known"
     nodes = tuple(replace(n, reason=alone) if n.how == HALF else n for n in nodes)
     count = sum(n.how == HALF for n in nodes)
-    note = f"{count} nodes are in {kind.name} by operators and weights alone: give --calib for the ranges of values"
+    note = f"{count} nodes are in {kind.name} by operators and weights alone: give " + worded(
+        "[[calib=DATA]] for the ranges of values"
+    )
     return replace(plan, nodes=nodes, notes=(*plan.notes, note))
 
 

@@ -65,8 +65,8 @@ def choose_layers(
     Raises:
         UsageError: A glob matches nothing.
     """
-    wanted = match_nodes(model, include, "--include")
-    unwanted = match_nodes(model, exclude, "--exclude")
+    wanted = match_nodes(model, include, "[[include]]")
+    unwanted = match_nodes(model, exclude, "[[exclude]]")
     found, change = [], Change()
     for graph, node in model.walk():
         if node.op not in _OPS or node.domain not in STANDARD_DOMAINS:

@@ -80,9 +80,10 @@ def _fixed_counts(
     found = dict[str, int]()
     known = {layer.name: layer for layer in layers}
     for glob, share in rules.items():
-        picked = [node.label for node in match_nodes(model, [glob], "--layer") if node.label in known]
+        picked = [node.label for node in match_nodes(model, [glob], "[[layers]]") if node.label in known]
         if not picked and not is_lenient(glob):
-            raise UsageError(f"--layer {glob!r} matches no layer that is pruned", "onnxshot prune --json lists them")
+            hint = "[[report.layers|onnxshot prune --json]] lists them"
+            raise UsageError(f"[[layers]] {glob!r} matches no layer that is pruned", hint)
         found |= {label: max(round(share * known[label].size), least[label]) for label in picked}
     return found
 

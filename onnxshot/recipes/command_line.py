@@ -1,12 +1,13 @@
-"""Write a recipe as options of `onnxshot quantize`."""
+"""Write a recipe as options of `quantize`, on the command line or in Python."""
 
 from __future__ import annotations
 
-import shlex
+import json
 from dataclasses import fields
 from typing import Any
 
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.wording import is_command_line, option
 
 _VALUES = (
     "mode", "target", "precision", "format", "activation_type", "weight_type", "bits", "block", "effort", "method",
@@ -29,21 +30,19 @@ def options_of(recipe: Recipe, before: Recipe | None = None) -> str:
     with_option |= {name for name in ("look", "place") if getattr(recipe, name) is False}
     others = [f.name for f in fields(recipe) if f.name not in with_option and not _is_default(recipe, f.name)]
     rest = f" (with {', '.join(others)} as recorded)" if others else ""
-    return " ".join(found) + rest
+    return (" " if is_command_line() else ", ").join(found) + rest
 
 
 def _options(recipe: Recipe) -> list[str]:
-    found = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(getattr(recipe, name)))}"
-        for name in _VALUES
-        if not _is_default(recipe, name)
-    ]
-    found += [] if recipe.per_channel else ["--per-tensor"]
-    found += ["--portable-ops"] if recipe.portable_ops else []
+    found = [option(name, str(getattr(recipe, name))) for name in _VALUES if not _is_default(recipe, name)]
+    found += [] if recipe.per_channel else [option("per_channel", "False")]
+    found += [option("portable_ops", "True")] if recipe.portable_ops else []
     if recipe.asymmetric is not None:
-        found.append("--asymmetric" if recipe.asymmetric else "--symmetric")
+        found.append(option("asymmetric", str(recipe.asymmetric)))
     for name in _GLOBS:
-        found += [f"--{name} {shlex.quote(glob)}" for glob in getattr(recipe, name)]
+        globs = getattr(recipe, name)
+        several = len(globs) > 1 and not is_command_line()
+        found += [f"{name}={json.dumps(globs)}"] if several else [option(name, glob) for glob in globs]
     return found
 
 

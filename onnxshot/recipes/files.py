@@ -198,7 +198,7 @@ class _Reader:
         value = self.arguments.get(name, default)
         if value is None:
             line = found.string.count("\n", 0, found.start()) + 1
-            hint = f"--set {name}=VALUE, or ${{{name}:DEFAULT}}"
+            hint = f"[[arguments|--set]] {name}=VALUE, or ${{{name}:DEFAULT}}"
             raise UsageError(f"{path}: line {line}: argument {name!r} has no value", hint)
         return value
 

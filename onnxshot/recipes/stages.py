@@ -98,7 +98,7 @@ class PruneStage(Plain):
     def resolved(self, has_data: bool) -> PruneStage:
         """The stage with `sparsity` and `scope` filled in. Raises UsageError where 'auto' lacks samples."""
         if self.scope == "auto" and not has_data and not self.parsed_pattern.of:
-            raise UsageError("scope is 'auto', and there are no samples", "give --calib DATA, or scope erk")
+            raise UsageError("scope is 'auto', and there are no samples", "give [[calib=DATA]], or scope erk")
         return replace(self, sparsity=self.share, scope=self.scope or ("auto" if has_data else "layer"))
 
 
@@ -201,7 +201,7 @@ class EmitStage(Plain):
                 texts("hardware", self.hardware, "names"),
             )
         )
-        hint = "leave it out: --keep-stages keeps every stage as .onnx"
+        hint = "leave it out: [[keep_stages=FOLDER]] keeps every stage as .onnx"
         refuse((("to", i), name, name != "onnx", hint) for i, name in enumerate(self.to))
 
 

@@ -23,6 +23,7 @@ from onnxshot.planning.plan import DYNAMIC, NodePlan, Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_runtime import Runnable, Runner, is_large
 from onnxshot.settings import Settings
+from onnxshot.wording import worded
 
 HOLDS_DB = 30.0
 """SQNR in dB of the outputs of a typical sample that int8 LSTMs must reach. Most int8 models have a lower one."""
@@ -71,10 +72,11 @@ def try_lstms(
         patterns = exact_patterns(model)
         left = tuple(dict.fromkeys(patterns.get(row.node, row.op) for row in rows if row.node in forced))
         return LstmDecision(True, f"LSTMs stay float: in int8 {refused}", left)
-    alone = "the file is for ONNX Runtime alone: it holds com.microsoft.DynamicQuantizeLSTM (--portable-ops avoids it)"
+    avoid = worded("[[portable_ops=True]] avoids it")
+    alone = f"the file is for ONNX Runtime alone: it holds com.microsoft.DynamicQuantizeLSTM ({avoid})"
     if all(row.node in forced for row in rows) or (data is None and recipe.mode == DYNAMIC):
         return LstmDecision(False, alone)
-    asks = "--include LSTM quantizes them nevertheless"
+    asks = worded("[[include=LSTM]] quantizes them nevertheless")
     if data is None or reference is None:
         return LstmDecision(True, f"LSTMs stay float: there are no samples to try them on; {asks}")
     numbers = split(len(data))[0]

@@ -117,15 +117,15 @@ def _to_search(values: Values) -> str:
     if stages := values.get("stages"):
         return _of_stages(stages)
     if (values.get("goal") or {}).get("missed"):
-        return "onnxshot sensitivity MODEL --calib DATA --gains measures what each node costs"
+        return "[[sensitivity MODEL calib=DATA gains=True]] measures what each node costs"
     if rise_of(values) is not None and not (values.get("goal") or {}):
-        least = f"--max-perplexity-rise {100 * FLOOR_RISE:g}%"
-        return f"onnxshot quantize INPUT --calib DATA {least} searches for what to leave in float, by measuring"
+        search = f"[[tune INPUT calib=DATA max_perplexity_rise={100 * FLOOR_RISE:g}%]]"
+        return f"{search} searches for what to leave in float, by measuring"
     if searches(values):
-        return f"--min-sqnr {_asked_for(now)} searches for what to leave in float, by measuring"
+        return f"[[min_sqnr={_asked_for(now)}]] searches for what to leave in float, by measuring"
     if not quantizes(values) and not is_comparison(values):
-        return "onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
-    return f"onnxshot quantize INPUT --calib DATA --min-sqnr {_asked_for(now)} searches for what to leave in float"
+        return "[[compare INPUT RESULT calib=DATA]] lists the tensors, worst first"
+    return f"[[tune INPUT calib=DATA min_sqnr={_asked_for(now)}]] searches for what to leave in float"
 
 
 def _of_pruning(values: Values) -> str:
@@ -133,9 +133,9 @@ def _of_pruning(values: Values) -> str:
     recipe = values.get("recipe") or {}
     asked = (recipe.get("stages") or [recipe])[0]
     given = "calibration" in (values.get("samples") or {})
-    more = [] if asked.get("scope") == "auto" else ["--scope auto"]
-    more += [] if given else ["--calib DATA"]
-    return "a lower --sparsity" + (f", or {' with '.join(more)}" if more else "")
+    more = [] if asked.get("scope") == "auto" else ["[[scope=auto]]"]
+    more += [] if given else ["[[calib=DATA]]"]
+    return "a lower [[sparsity]]" + (f", or {' with '.join(more)}" if more else "")
 
 
 def _asked_for(now: float | None) -> str:
@@ -148,7 +148,7 @@ def _of_stages(stages: Sequence[Values]) -> str:
     noise = [0.0 if s["sqnr_db"] is None else 10 ** (-s["sqnr_db"] / 10) for s in stages]
     costs = {after["name"]: now - before for after, now, before in zip(stages[1:], noise[1:], noise, strict=False)}
     worst = max(costs, key=lambda name: costs[name])
-    what = "ask for less in it" if "quant" not in worst else "run it alone, with onnxshot quantize --min-sqnr 15"
+    what = "ask for less in it" if "quant" not in worst else "run it alone, with [[tune INPUT calib=DATA min_sqnr=15]]"
     return f"stage {worst!r} costs the most accuracy: {what}"
 
 

@@ -75,7 +75,7 @@ Rule = Callable[[Values], Iterator[Finding]]
 
 def _not_finite(values: Values) -> Iterator[Finding]:
     for text in values.get("not_finite", ()):
-        hint = "do not deploy it: onnxshot compare INPUT RESULT --calib DATA lists the tensors, worst first"
+        hint = "do not deploy it: [[compare INPUT RESULT calib=DATA]] lists the tensors, worst first"
         if is_comparison(values):
             hint = "do not deploy it: the fault begins at the listed tensor that comes first in the graph"
         yield Finding(BAD, str(text), hint)
@@ -89,9 +89,10 @@ def _contract(values: Values) -> Iterator[Finding]:
 def _goal(values: Values) -> Iterator[Finding]:
     goal = values.get("goal") or {}
     spent = goal.get("budget_spent")
-    hint = "the budget was spent: give more minutes with --budget" if spent else "it is the best that was found"
+    hint = "the budget was spent: give more [[budget=MINUTES]]" if spent else "it is the best that was found"
     for text in goal.get("missed", ()):
-        yield Finding(BAD, f"the goal was missed: {text}", f"{hint}; --report FILE lists the other candidates")
+        others = "[[report.pareto|--report FILE]] lists the other candidates"
+        yield Finding(BAD, f"the goal was missed: {text}", f"{hint}; {others}")
 
 
 def _outputs_below(values: Values) -> Iterator[Finding]:
@@ -112,7 +113,7 @@ def _outputs_below(values: Values) -> Iterator[Finding]:
         yield Finding(BAD, _disagrees("agreement", agreement), hint)
     elif level_of(None, agreement) == BAD:
         few = f"{_disagrees('agreement', agreement)}, on {cases_of(values)} cases, which are too few to be sure"
-        yield Finding(CAUTION, few, "more samples show whether it is below: onnxshot compare INPUT RESULT --calib DATA")
+        yield Finding(CAUTION, few, "more samples show whether it is below: [[compare INPUT RESULT calib=DATA]]")
     for name, share in ((values.get("judged") or {}).get("ordered") or {}).items():
         if level_of(None, share) == BAD:
             yield Finding(BAD, _disagrees(f"share of the same picks of output {name!r}", share), hint)
@@ -133,7 +134,7 @@ def _perplexity(values: Values) -> Iterator[Finding]:
         yield Finding(CAUTION, f"{what}: {on_own_cache(values)}", "compare what both models write, step by step")
     if rise is None and tokens.get("scored") and not tokens["informative"]:
         what = "the float model predicts the samples no better than chance: they are no text that it knows"
-        yield Finding(CAUTION, what, "give text: --calib DATA with the model's own tokens")
+        yield Finding(CAUTION, what, "give text: [[calib=DATA]] with the model's own tokens")
 
 
 def _samples_below(values: Values) -> Iterator[Finding]:
@@ -188,7 +189,7 @@ def _stages_below(values: Values) -> Iterator[Finding]:
             what = f"stage {stage['name']!r} does not reach its target"
             yield Finding(BAD, what, "no more can be removed: ask for less")
         elif own and _nothing_quantized(own):
-            yield Finding(BAD, NOTHING, "onnxshot inspect MODEL says for each node why it stays float")
+            yield Finding(BAD, NOTHING, "[[inspect MODEL]] says for each node why it stays float")
 
 
 def _optimizer(values: Values) -> Iterator[Finding]:
@@ -203,9 +204,9 @@ def _optimizer(values: Values) -> Iterator[Finding]:
     figures = f"{decibels(with_them)} with them, {decibels(without)} without"
     text = f"ONNX Runtime's graph optimizations change results: {figures}"
     plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
-    hint = "run onnxshot doctor on the machine that will run it"
+    hint = "run [[onnxshot.doctor()|onnxshot doctor]] on the machine that will run it"
     if plain:
-        hint = "this CPU may lack VNNI: try --target ort-avx2"
+        hint = "this CPU may lack VNNI: try [[target=ort-avx2]]"
     yield Finding(CAUTION, text, hint)
 
 
@@ -220,17 +221,17 @@ def _data(values: Values) -> Iterator[Finding]:
         what = "it was compared on random data only"
         if learned:
             what = "it was made with random data: everything learned from them is a guess"
-        yield Finding(CAUTION, what, "give --calib DATA: results on random inputs say nothing about real ones")
+        yield Finding(CAUTION, what, "give [[calib=DATA]]: results on random inputs say nothing about real ones")
     elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
-        hint = "give --calib DATA to have the result compared with the input"
+        hint = "give [[calib=DATA]] to have the result compared with the input"
         if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
             hint = "samples hold tensors, and an input is not a tensor: run both files on inputs of your own"
         elif "source" in samples:  # there was data
             skipped = any(note.startswith("not compared with") for note in values.get("notes", ()))
-            hint = "a note says why: run onnxshot compare where that reason does not apply"
-            hint = hint if skipped else "leave out --no-verify to have it compared with the input"
+            hint = "a note says why: run [[onnxshot.compare|onnxshot compare]] where that reason does not apply"
+            hint = hint if skipped else "leave out [[verify=False]] to have it compared with the input"
         elif "layers" in values:
-            hint = "give --calib DATA: the remaining weights can then compensate for the removed ones"
+            hint = "give [[calib=DATA]]: the remaining weights can then compensate for the removed ones"
         yield Finding(CAUTION, "it was not compared with the input", hint)
 
 
@@ -247,15 +248,16 @@ def _own_samples(values: Values) -> Iterator[Finding]:
     if learned and samples.get("judged") and not samples.get("random"):
         of = "the one sample" if samples["judged"] == 1 else f"the {samples['judged']} samples"
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
-        yield Finding(CAUTION, what, "give more samples with --calib DATA: a quarter of them is held out to judge by")
+        yield Finding(CAUTION, what, "give more samples with [[calib=DATA]]: a quarter of them is held out to judge by")
 
 
 def _cut(values: Values) -> Iterator[Finding]:
     """Removed channels: whether the target was reached, and whether the loss of accuracy was measured."""
     if not values.get("reached", True):
-        yield Finding(BAD, "the target was not reached", "no more can be removed: ask for less, or allow --multiple 1")
+        hint = "no more can be removed: ask for less, or allow [[multiple=1]]"
+        yield Finding(BAD, "the target was not reached", hint)
     if values.get("drop") is None:
-        hint = "onnxshot compare INPUT RESULT --calib DATA; or give --eval file.py:function"
+        hint = "[[compare INPUT RESULT calib=DATA]]; or give [[evaluate=file.py:function]]"
         yield Finding(CAUTION, "the loss of accuracy was not measured", hint)
 
 
@@ -268,7 +270,7 @@ def _nothing(values: Values) -> Iterator[Finding]:
 
 
 def _to_quantize_more(values: Values) -> str:
-    return faster(values) or smaller(values) or "onnxshot inspect MODEL says for each node why it stays float"
+    return faster(values) or smaller(values) or "[[inspect MODEL]] says for each node why it stays float"
 
 
 def _nothing_quantized(values: Values) -> bool:
@@ -296,7 +298,7 @@ def _size_and_speed(values: Values) -> Iterator[Finding]:
         what = f"the {artifact['format']} file is larger than the input: {sizes}"
         hint = smaller(values)
         if not hint and searches(values) and not _came_quantized(values):
-            hint = f"--max-size {size / 1e6:.3g} searches for what to leave in float"
+            hint = f"[[max_size={size / 1e6:.3g}]] searches for what to leave in float"
         yield Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
     if slower:
         yield Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))

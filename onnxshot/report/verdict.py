@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxshot.report.advice import BAD, CAUTION, READY, Values, when_ready
 from onnxshot.report.findings import ACCURACY_RULES, RULES, SHRINK_RULES
+from onnxshot.wording import worded
 
 WORDS = {READY: "ready", CAUTION: "look closer", BAD: "not good enough"}
 """The words for each level."""
@@ -46,5 +47,5 @@ def judge(values: Values) -> Verdict:
         found += [replace(finding, level=CAUTION) if accepted else finding for finding in rule(values)]
     found.sort(key=lambda finding: finding.level != BAD)  # stable: rules are in the order of their weight
     if not found:
-        return Verdict(READY, (), when_ready(values))
-    return Verdict(found[0].level, tuple(dict.fromkeys(f.reason for f in found)), found[0].next)
+        return Verdict(READY, (), worded(when_ready(values)))
+    return Verdict(found[0].level, tuple(dict.fromkeys(worded(f.reason) for f in found)), worded(found[0].next))

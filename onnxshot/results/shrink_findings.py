@@ -9,6 +9,7 @@ from onnxshot.channels.target_search import Found
 from onnxshot.recipes.stages import MULTIPLES, ShrinkStage
 from onnxshot.results.shrunk import GroupRow, ShrinkReport
 from onnxshot.runtimes.ort_bench import NOISE
+from onnxshot.wording import worded
 
 _BLOCKED = ("Conv", "ConvTranspose")  # operators whose kernels compute blocks of channels
 _NOT_FASTER = "not faster than before: convolutions of ONNX Runtime run on blocks of 8 or 16 channels, try multiple=16"
@@ -44,7 +45,7 @@ def _add_overshoot(report: ShrinkReport, allocation: Allocation, asked: ShrinkSt
     if name not in ("target_flops", "target_params") or not allocation.is_far(share):
         return
     what = "work" if name == "target_flops" else "parameters"
-    hint = "; a smaller --multiple comes closer" if asked.multiple > 1 else ""
+    hint = worded("; a smaller [[multiple]] comes closer") if asked.multiple > 1 else ""
     report.notes.append(
         f"{name} is {share:g}, but only {allocation.share:.1%} of the {what} remain: channels are removed in steps "
         f"(of {asked.multiple} where a layer has as many), and one step less misses the target{hint}"

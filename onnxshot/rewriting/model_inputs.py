@@ -35,7 +35,7 @@ def input_specs(model: Model) -> list[InputSpec]:
         if not kind:
             raise CalibrationError(
                 f"input {tensor.name!r} is not a tensor, and samples consist of tensors only",
-                "--mode dynamic and --mode weights need no samples",
+                "[[mode=dynamic]] and [[mode=weights]] need no samples",
             )
         specs.append(InputSpec(tensor.name, helper.tensor_dtype_to_np_dtype(kind), model.shape(tensor)))
     return specs

@@ -32,7 +32,7 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
         UsageError: The model is quantized and neither option is given, both are given, or a node cannot be converted.
     """
     if complete and requantize:
-        raise UsageError("--complete keeps the scales that --requantize removes", "give one of them")
+        raise UsageError("[[complete=True]] keeps the scales that [[requantize=True]] removes", "give one of them")
     found = already_quantized(model)
     if not found:
         return NOTHING
@@ -77,8 +77,8 @@ def _ways_out(model: Model) -> str:
         except UsageError as refused:
             refusals[way] = refused.message
     ways = {
-        "complete": "pass --complete to keep its scales and quantize the rest",
-        "requantize": "pass --requantize to go back to float first",
+        "complete": "pass [[complete=True]] to keep its scales and quantize the rest",
+        "requantize": "pass [[requantize=True]] to go back to float first",
     }
     works = [text for way, text in ways.items() if way not in refusals]
     advice = ", or ".join(["start from the float model", *works])

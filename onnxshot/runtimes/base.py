@@ -90,7 +90,7 @@ def raise_refused(found: Sequence[Finding], runtime: str, target: str) -> None:
     if refused:
         first = refused[0]
         more = f", and {len(refused) - 1} more nodes" if len(refused) > 1 else ""
-        hint = f"onnxshot quantize --target {target} quantizes only what it accepts"
+        hint = f"quantize for [[target={target}]]: that quantizes only what it accepts"
         raise TargetError(f"{runtime} refuses {first.node!r} ({first.op}): {first.reason}{more}", hint)
 
 

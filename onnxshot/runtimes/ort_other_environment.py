@@ -167,7 +167,7 @@ def _stored(feeds: Sequence[Feed], folder: Path) -> list[str]:
             if np.asarray(value).dtype.kind == "V" or np.asarray(value).dtype.isbuiltin == 2:
                 raise UsageError(
                     f"input {name!r} is {np.asarray(value).dtype}, which another environment's numpy cannot read",
-                    "time this model without --python",
+                    "time this model without [[python]]",
                 )
         path = folder / f"{number}.npz"
         np.savez(path, **{name: _plain(value) for name, value in feed.items()})

@@ -26,7 +26,7 @@ _WORKER = Path(__file__).with_name("tensorrt_worker.py")
 _INSTALL = (
     "pip install 'onnxshot[tensorrt]' (tensorrt>=10), or for RTX GPUs 'onnxshot[tensorrt-rtx]' (tensorrt-rtx-cu13)"
 )
-_NEWER = "float8 is built for --hardware sm89 and newer, int4 for sm80 and newer"
+_NEWER = "float8 is built for [[hardware=sm89]] and newer, int4 for sm80 and newer"
 _LEAST_VERSION = 10  # explicit quantization in strongly typed networks
 _LOOK_SECONDS = 0.1  # interval of memory checks
 _RTX = "tensorrt_rtx"

@@ -27,6 +27,7 @@ from onnxshot.runtimes.base import (
     some,
 )
 from onnxshot.runtimes.executed import Execution
+from onnxshot.wording import worded
 
 
 class TensorRt(Runtime):
@@ -111,7 +112,8 @@ def _sizes_note(sampled: Ranges, asked: Ranges) -> list[str]:
         for name, (least, usual, most) in sampled.items()
         if name not in asked
     ]
-    return [f"built for the sizes found in the samples (--shapes sets others): {', '.join(named)}"] if named else []
+    others = worded("[[shapes]] sets others")
+    return [f"built for the sizes found in the samples ({others}): {', '.join(named)}"] if named else []
 
 
 def _joined(sizes: Sizes) -> str:

@@ -271,12 +271,13 @@ class Judge:
                 tokens.add(feed, wanted[tokens.output.logits], got[tokens.output.logits])
         outputs = joined(sums)
         if not outputs and self.goal.min_sqnr is not None:
-            raise UsageError("the model has no float output, and so no SQNR", "use --max-drop with --eval")
+            hint = "use [[max_drop=POINTS]] with [[evaluate=FUNCTION]]"
+            raise UsageError("the model has no float output, and so no SQNR", hint)
         if tokens is None:
             return worst_db(outputs), None
         if not tokens.informative:
             what = "the float model has no perplexity on the samples, or one no better than chance"
-            raise UsageError(what, "give text as samples: --calib DATA; or use --min-sqnr")
+            raise UsageError(what, "give text as samples: [[calib=DATA]]; or use [[min_sqnr=DB]]")
         return worst_db(outputs), tokens.rise
 
     def _token_output(self) -> TokenOutput | None:
@@ -286,7 +287,7 @@ class Judge:
         found = token_output(parsed(self._how.reference))
         some = (self.samples[i] for i in range(len(self.samples)))
         if found is None or not is_causal(self._float.run, some, found):
-            hint = "use --min-sqnr, or --max-drop with --eval"
+            hint = "use [[min_sqnr=DB]], or [[max_drop=POINTS]] with [[evaluate=FUNCTION]]"
             raise UsageError("max_perplexity_rise is given, and the model does not predict next tokens", hint)
         return found
 

@@ -206,7 +206,7 @@ def workbench(
         UsageError: there is no data, the recipe is not for int8, or the model is too large; and what `quantize` raises.
     """
     if calib is None:
-        raise UsageError("there is no data to measure on", "give --calib DATA")
+        raise UsageError("there is no data to measure on", "give [[calib=DATA]]")
     if recipe.precision != "int8":
         raise UsageError(f"precision is {recipe.precision!r}", "goals and sensitivity are about int8: leave it out")
     prepared = prepare_model(model, recipe, settings)

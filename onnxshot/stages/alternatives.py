@@ -43,6 +43,7 @@ from onnxshot.stages.make_quantized import Quantized
 from onnxshot.stages.other_results import OtherResults, row_of
 from onnxshot.stages.prepare_model import Prepared
 from onnxshot.stages.settle_forms import AUTO, settle_forms
+from onnxshot.wording import option, worded
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 AS_ASKED = "as asked for"
@@ -124,8 +125,8 @@ class Alternatives:
         kept.notes += [note for note in of_samples if note not in kept.notes]
         why = "not accurate enough" if inaccurate else "not fast enough"
         kept.notes.append(
-            f"the result {AS_ASKED} was {why}; taken is: {taken.row['options']} ({self._count}; --search-time 0 keeps "
-            "what was asked for)"
+            f"the result {AS_ASKED} was {why}; taken is: {taken.row['options']} ({self._count}; "
+            + worded("[[search_seconds=0]] keeps what was asked for)")
         )
         return result
 
@@ -152,7 +153,7 @@ class Alternatives:
         return self.made.final.asked or self._recipe
 
     def _words_of(self, recipe: Recipe) -> str:
-        return options_of(recipe, self._asked) or f"--mode {recipe.mode}"
+        return options_of(recipe, self._asked) or option("mode", recipe.mode)
 
     @property
     def _float_model(self) -> Model:
@@ -163,7 +164,7 @@ class Alternatives:
     def _above_floor(self, data: Dataset) -> None:
         """Try groups of nodes in other forms, then all products at run time, at last weights alone."""
         if self._recipe.effort == "best":  # its further steps may not carry over to held-out samples
-            plain = self._others.attempt(replace(self._recipe, effort="balanced"), "--effort balanced")
+            plain = self._others.attempt(replace(self._recipe, effort="balanced"), option("effort", "balanced"))
             if plain is not None and not plain.inaccurate:
                 return
         bases = [self._asked]
@@ -182,7 +183,8 @@ class Alternatives:
             try:
                 self._groups(data, asked)
             except OutOfTime:
-                self.made.report.notes.append("there was no time to search among groups of nodes: --search-time")
+                note = "there was no time to search among groups of nodes: [[search_seconds]]"
+                self.made.report.notes.append(worded(note))
             except OnnxshotError as e:
                 self.made.report.notes.append(f"groups of nodes were not tried in float: {e.message}")
         if self._recipe.mode == STATIC and (self._has_static_products or asked is not self._asked):
@@ -293,7 +295,7 @@ class Alternatives:
         if ours.sure and is_slower(ours.ratio) and plain_run.median_ms >= SHORTEST_MS:
             self.made.report.notes.append(
                 f"the same graph in float, normalized but not quantized, is {1 / ours.ratio:.2f}x as fast as this file "
-                "here: int8 brings no speed, --mode weights stores its weights in 8 bits alone"
+                "here: int8 brings no speed, " + worded("[[mode=weights]] stores its weights in 8 bits alone")
             )
             yield from self._in_mode(WEIGHTS)
 

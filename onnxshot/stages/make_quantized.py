@@ -31,8 +31,9 @@ from onnxshot.stages.round_weights import round_weights
 from onnxshot.stages.settle_forms import settle_forms
 from onnxshot.stages.settle_lstms import settle_lstms
 from onnxshot.verification.reference import Reference
+from onnxshot.wording import worded
 
-_IN_PARTS = "the model runs in parts, by its size and --memory; with other parts the last bits of scales can differ"
+_IN_PARTS = "the model runs in parts, by its size and [[memory]]; with other parts the last bits of scales can differ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
     refuse_not_finite(prepared.model, plan)
     gathered = observe(prepared, plan, samples, report.timed)
     if gathered is not None and runs_in_parts(prepared.model):
-        report.notes.append(_IN_PARTS)
+        report.notes.append(worded(_IN_PARTS))
     report.notes += gathered.notes if gathered is not None else ()
 
     unplaced = prepared.recipe

@@ -21,6 +21,7 @@ from onnxshot.errors import CalibrationError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.rewriting.model_inputs import input_specs
 from onnxshot.stages.prepare_model import Prepared
+from onnxshot.wording import worded
 
 _KEPT = 32  # share of `memory.held_bytes()` that samples may take, so that they are read once
 
@@ -93,7 +94,7 @@ def _refuse_missing(prepared: Prepared) -> None:
     unknown = prepared.plan().observe if prepared.recipe.mode == "static" else ()
     if unknown and prepared.trained:
         what = f"{len(unknown)} tensors came without a scale, such as {unknown[0]!r}"
-        raise CalibrationError(what, "give --calib DATA to complete them, or --exclude their ops")
+        raise CalibrationError(what, "give [[calib=DATA]] to complete them, or leave their ops out with [[exclude=OP]]")
     if unknown:
         try:
             open_data(None, input_specs(prepared.model))  # raises, and says what --calib takes
@@ -107,5 +108,6 @@ def _texts_would_do(prepared: Prepared) -> str:
     found = tokenizer_beside(prepared.model.path)
     with contextlib.suppress(CalibrationError):  # an input that is no tensor
         if found is not None and takes_text(input_specs(prepared.model)):
-            return f"{found.name} lies beside the model: --calib texts.txt, a file of typical texts, gives samples"
+            how = worded("[[calib=texts.txt]], a file of typical texts, gives samples")
+            return f"{found.name} lies beside the model: {how}"
     return ""

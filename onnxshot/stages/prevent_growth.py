@@ -39,7 +39,7 @@ def prevent_growth(made: Quantized) -> Quantized:
     if prepared.requantized and not recipe.exclude and size > _SEVERAL * given + _GROWTH_BYTES:
         raise UsageError(
             f"the file would take {size} bytes, the input takes {given}: its weights came in fewer bits",
-            "keep the input, which is quantized already, or name the nodes to quantize with --include",
+            "keep the input, which is quantized already, or name the nodes to quantize with [[include=OP]]",
         )
     made.report.notes.append(f"the file is larger than the input by {size - given} bytes")
     return made

@@ -25,6 +25,7 @@ from onnxshot.report.timings import Timed, untimed
 from onnxshot.stages.improve_plan import FinalPlan
 from onnxshot.stages.open_samples import Samples
 from onnxshot.stages.prepare_model import Prepared
+from onnxshot.wording import worded
 
 _LARGE_BYTES = 1 << 30  # of float weights: rounding those takes about two minutes of one core
 _GENERATED_SHRINKAGE = 0.4  # between 0.3 and 0.5, which were equal on minilm with random tokens; 0.9 was 1 dB worse
@@ -77,7 +78,7 @@ def _by_generated(final: FinalPlan) -> FinalPlan:
         return final
     note = f"no real samples were given: weights of {len(found.layers)} products were rounded by {words}"
     plan = replace(plan, rounded=as_planned(found))
-    return replace(final, plan=plan, notes=(*final.notes, f"{note}; real ones are better: --calib DATA"))
+    return replace(final, plan=plan, notes=(*final.notes, worded(f"{note}; real ones are better: [[calib=DATA]]")))
 
 
 def learned(prepared: Prepared, plan: Plan, feeds: Sequence[Feed], shrinkage: float | None = None) -> BlockRounding:

@@ -83,9 +83,10 @@ def settle_forms(prepared: Prepared, data: Dataset | None) -> tuple[Prepared, li
     in_blocks = replace(recipe, mode=WEIGHTS, layers={})
     if not uses_operator(prepared.target, in_blocks) or "MatMul" not in prepared.target.dynamic:
         what = f"mode auto needs products in blocks and in int8; {prepared.target.name} does not have both"
-        raise TargetError(what, "use --mode weights or --mode static, or --target ort")
+        raise TargetError(what, "use [[mode=weights]] or [[mode=static]], or [[target=ort]]")
     if data is None:
-        raise CalibrationError("mode auto needs to know how many rows reach each product", "give samples with --calib")
+        what = "mode auto needs to know how many rows reach each product"
+        raise CalibrationError(what, "give samples with [[calib=DATA]]")
     steps = _generates(prepared.model)
     products = _products(prepared, in_blocks, _shapes(data))
     speed = ProductSpeed()

@@ -70,7 +70,7 @@ ORT = Target(
     },
     half_note="fp16 makes the file smaller, not faster: ONNX Runtime computes it in float32 on CPUs, between Casts",
     note="int8 x uint8 products are exact only on CPUs with VNNI (AVX512-VNNI, AVX-VNNI, AMX or ARM dot product); "
-    "with AVX2 or AVX512 alone, sums may saturate: use --target ort-avx2 there",
+    "with AVX2 or AVX512 alone, sums may saturate: use [[target=ort-avx2]] there",
 )
 
 ORT_AVX2 = replace(

@@ -31,5 +31,5 @@ PORTABLE = replace(
     keeps_half=False,
     runtime=None,
     float_reasons={"ConvTranspose": "no runtime here runs every quantized ConvTranspose in int8"},
-    note="a file for --target ort is faster in ONNX Runtime: the report compares both",
+    note="a file for [[target=ort]] is faster in ONNX Runtime: the report compares both",
 )

@@ -31,6 +31,7 @@ from onnxshot.verification.compare_models import Comparison
 from onnxshot.verification.decoding import decode
 from onnxshot.verification.decoding_speed import PROMPT, time_decoding
 from onnxshot.verification.io_contract import contract, same_contract, with_frozen
+from onnxshot.wording import worded
 
 _RANDOM_SAMPLES = 4
 _BENCH_FEEDS = 8
@@ -119,7 +120,7 @@ def record_latency(
     if after.parts > 1:
         report.notes.append(
             f"latency: the sum over {after.parts} parts that were timed one after the other, as the models together "
-            "take more than an eighth of --memory"
+            + worded("take more than an eighth of [[memory]]")
         )
 
 
@@ -145,7 +146,7 @@ def record_decoding(
     if exceed([source, written], _DECODED_SHARE):
         report.notes.append(
             "not decoded token by token, and a token not timed: the models run in parts, as they together take more "
-            "than a third of --memory"
+            + worded("than a third of [[memory]]")
         )
         return
     files = [model for model in (source, written) if isinstance(model, Path)]

@@ -114,7 +114,7 @@ def _refuse_unknown(source: str | Path | ModelProto, model: Model, error: ModelE
         return
     name = source if isinstance(source, str | Path) else "the model"
     what = f"{name} has an operator that ONNX Runtime does not know: node {node.label!r} ({found[1]}.{found[2]})"
-    raise ModelError(what, "samples cannot be run: leave --calib out, or export it with operators of ONNX") from error
+    raise ModelError(what, "samples cannot be run: leave [[calib]] out, or export it with operators of ONNX") from error
 
 
 def _normalized(model: Model, error: ModelError) -> Reference:
@@ -131,7 +131,7 @@ def _unfit(sample: Sample, error: ModelError) -> CalibrationError:
     some += f" and {more} more" if more > 0 else ""
     known = "which whole numbers it takes" if whole else "which sizes and values it takes"
     what = f"the model does not run on random data for input {some}, as it does not say {known}: {error.message}"
-    return CalibrationError(what, "give real samples with --calib DATA")
+    return CalibrationError(what, "give real samples with [[calib=DATA]]")
 
 
 def _random(runner: Runner, model: Model) -> Sample | None:
