@@ -127,7 +127,7 @@ class Spool(Source):
                     break
                 if self._count >= _MOST_STREAMED:
                     what = f"{label} has not ended after {self._count} samples"
-                    raise CalibrationError(what, "give --samples a number, or let it end")
+                    raise CalibrationError(what, "give [[samples=NUMBER]], or let it end")
         first = (f"the first {limit} samples of {label}",) if self._count == limit else ()
         self.notes = (*batches.notes(label), *first, *read.notes)
 
@@ -138,7 +138,7 @@ class Spool(Source):
             np.savez(self._path(self._count), *values)
         except OSError as e:
             what = f"sample {self._count} of {self._label} cannot be kept in {self._folder.path}: {e.strerror}"
-            raise CalibrationError(what, "set TMPDIR to a folder with more room, or give --samples") from e
+            raise CalibrationError(what, "set TMPDIR to a folder with more room, or give [[samples=NUMBER]]") from e
         self._count += 1
 
     def __len__(self) -> int:

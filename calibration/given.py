@@ -13,8 +13,8 @@ from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError, UsageError
 
 TAKES = (
-    "a folder of pictures (with --preset), of .wav or .flac, of .txt, of .npy or of .npz files; one .npz or .npy with "
-    "a leading sample axis; one .wav, .flac, .txt, .jsonl or .tsv; "
+    "a folder of pictures (with [[preset]]), of .wav or .flac, of .txt, of .npy or of .npz files; one .npz or .npy "
+    "with a leading sample axis; one .wav, .flac, .txt, .jsonl or .tsv; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
 """The kinds of calibration data, as messages list them."""

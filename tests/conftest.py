@@ -21,6 +21,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def worded_as_options() -> Iterator[None]:
+    """Messages name options as the command line does; elsewhere they speak Python."""
+    from onnxshot.wording import on_command_line
+
+    with on_command_line():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _untimed() -> Iterator[None]:
     from onnxshot.stages import make_quantized

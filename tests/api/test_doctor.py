@@ -83,7 +83,7 @@ def test_a_target_that_is_missing_is_no_error(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("target", "saturates", "told"),
     [
-        ("ort", True, "use --target ort-avx2"),
+        ("ort", True, 'use target="ort-avx2"'),
         ("ort-avx2", False, "not needed here"),
         ("openvino", True, "2.00x of float (faster), SQNR 40 dB, 100 % of the work in int8"),
     ],

@@ -178,7 +178,7 @@ def test_a_layers_own_sparsity_is_kept_and_the_others_make_up_for_it() -> None:
         ({"sparsity": 0.5, "pattern": "channels"}, "cuts them out"),
         ({"sparsity": 0.7, "pattern": "2:4"}, "0.7"),
         ({"sparsity": 0.5, "scope": "best"}, "'best'"),
-        ({"sparsity": 0.5, "scope": "auto"}, "--calib"),
+        ({"sparsity": 0.5, "scope": "auto"}, "calib=DATA"),
         ({"sparsity": 0.5, "include": ("nothing",)}, "'nothing'"),
         ({"sparsity": 0.5, "exclude": ("nothing*",)}, "nothing*"),
         ({"sparsity": 0.5, "layers": {"nothing": 0.5}}, "'nothing'"),

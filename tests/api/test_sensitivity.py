@@ -137,7 +137,7 @@ def test_the_command_prints_a_table_and_writes_the_report(tmp_path: Path, capsys
 
 
 def test_data_is_needed() -> None:
-    with pytest.raises(errors.UsageError, match="give --calib DATA"):
+    with pytest.raises(errors.UsageError, match="give calib=DATA"):
         sensitivity(fixture("digits_resnet"), None, mode="weights")
 
 

@@ -56,8 +56,8 @@ def test_where_samples_were_given_the_advice_is_not_to_give_some(model: Path, tm
     texts = written(TEXTS, tmp_path / "t.txt")
     recipe = Recipe(mode="weights", bits=4, effort="fast")
     assert onnxshot.quantize(model, bits=4, effort="fast", settings=QUIET).report.recipe == recipe.to_dict()
-    assert "--no-verify" in onnxshot.quantize(model, texts, recipe=recipe, settings=QUIET).report.next_step()
-    assert "--calib DATA" in onnxshot.quantize(model, recipe=recipe, settings=QUIET).report.next_step()
+    assert "Settings(verify=False)" in onnxshot.quantize(model, texts, recipe=recipe, settings=QUIET).report.next_step()
+    assert "calib=DATA" in onnxshot.quantize(model, recipe=recipe, settings=QUIET).report.next_step()
 
 
 def test_a_result_from_texts_is_replayed_and_another_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_the_stages_of_compress_find_the_tokenizer_of_the_given_model(model: Pat
 def test_without_samples_the_hint_names_the_tokenizer(model: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError) as raised:
         onnxshot.quantize(model, settings=QUIET)
-    assert "--calib texts.txt" in raised.value.hint
+    assert 'calib="texts.txt"' in raised.value.hint
     notes = onnxshot.quantize(model, recipe=Recipe(mode="weights"), settings=QUIET).report.notes
-    assert any("--calib texts.txt" in note for note in notes)
+    assert any('calib="texts.txt"' in note for note in notes)
     (tmp_path / "net" / "tokenizer.json").unlink()
     with pytest.raises(CalibrationError) as raised:
         onnxshot.quantize(model, settings=QUIET)

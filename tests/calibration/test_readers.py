@@ -88,7 +88,7 @@ def test_one_picture(tmp_path):
 def test_pictures_without_a_preset_list_the_presets(tmp_path):
     message = refused(save_pictures(tmp_path), PHOTO)
     assert "no preset" in message
-    assert "try --preset coco-640; presets: coco-640, imagenet," in message
+    assert 'try preset="coco-640"; presets: coco-640, imagenet,' in message
 
 
 def test_pictures_feed_one_input_only(tmp_path):
@@ -491,9 +491,9 @@ def test_a_missing_batch_axis_is_added(tmp_path):
 WRONG = [
     # given, wanted dtype, wanted shape, parts of the message
     (np.zeros((640, 640, 3), np.uint8), F32, ("N", 3, 640, 640),
-     ["expects float32 [N,3,640,640]", "holds uint8 [640,640,3]", "try --preset coco-640"]),
-    (np.zeros((1, 3, 224, 224), np.uint8), F32, ("N", 3, 224, 224), ["try --preset imagenet"]),
-    (np.zeros((48, 90, 3), np.uint8), F32, ("N", 3, 48, "W"), ["try --preset text-line"]),
+     ["expects float32 [N,3,640,640]", "holds uint8 [640,640,3]", 'try preset="coco-640"']),
+    (np.zeros((1, 3, 224, 224), np.uint8), F32, ("N", 3, 224, 224), ['try preset="imagenet"']),
+    (np.zeros((48, 90, 3), np.uint8), F32, ("N", 3, 48, "W"), ['try preset="text-line"']),
     (np.zeros((1, 224, 224, 3), np.float32), F32, (None, 3, 224, 224), ["[N,3,224,224]", "x.transpose(0, 3, 1, 2)"]),
     (np.zeros((224, 224, 3), np.float32), F32, (1, 3, 224, 224), ["x[None].transpose(0, 3, 1, 2)"]),
     (np.zeros((1, 1, 4), np.float32), F32, ("N", 4), ["one too many: use x[0]"]),

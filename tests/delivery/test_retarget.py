@@ -119,7 +119,7 @@ def test_what_tensorrt_refuses_is_named_with_a_way_out(style: str) -> None:
         assert name in named or (first is not None and first.name in named)
     for skip in skips:
         assert "tensorrt wants 0" in skip.reason
-        assert "--complete, for --target tensorrt" in skip.reason
+        assert 'complete=True, for target="tensorrt"' in skip.reason
 
 
 def test_a_tensorrt_model_runs_in_int8_in_onnx_runtime(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_model_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> Non
     model = encoder(tmp_path / "model.onnx")
     with pytest.raises(CalibrationError, match=r"no tokenizer.json lies beside") as raised:
         opened(model, ["a"])
-    assert "--tokenizer" in raised.value.hint
+    assert "TextPreset(tokenizer=FILE)" in raised.value.hint
     with pytest.raises(CalibrationError, match="is not there"):
         opened(model, ["a"], TextPreset(tmp_path / "none.json"))
 

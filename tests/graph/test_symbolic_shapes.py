@@ -142,7 +142,7 @@ def test_inspect_and_reports_say_where_shapes_come_from(tmp_path: Any) -> None:
     proto, feeds = SIZED["view_cnn"](), [feed_of("view_cnn", SHAPES["view_cnn"][0], i) for i in range(4)]
     free, given = onnxshot.inspect(proto), onnxshot.inspect(proto, calib=feeds)
     assert free.sizes == {"from": "inferred", "unknown": []}
-    assert "free dimensions as 1: give --calib" in free.to_text()
+    assert "free dimensions as 1: give calib=DATA" in free.to_text()
     assert given.sizes["from"] == "sample"
     assert sum(given.macs.values()) == 16 * 16 * 32 * 27 + 16 * 16 * 32 * 288 + 320
     assert f"{sum(given.macs.values()):,} multiply-accumulates on the first sample" in given.to_text()

@@ -104,7 +104,7 @@ def test_the_file_is_run_and_compared() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "static"}, "no kernel for int8 activations with int4 weights.*int4 weights take --mode weights"),
+        ({"mode": "static"}, "no kernel for int8 activations with int4 weights.*int4 weights take mode=.weights."),
         ({"mode": "static", "target": "ort"}, "no kernel for uint8 activations with int4 weights"),
         ({"mode": "dynamic", "target": "ort"}, "takes 8-bit weights, not int4"),
     ],

@@ -235,7 +235,7 @@ def test_without_data_inspect_says_which_nodes_no_range_speaks_for() -> None:
     assert {n.reason for n in halves} == {
         "by its operator and weights alone: whether its values stay below 60000 is not known"
     }
-    assert f"note: {len(halves)} nodes are in fp16 by operators and weights alone: give --calib" in found.to_text()
+    assert f"note: {len(halves)} nodes are in fp16 by operators and weights alone: give calib=DATA" in found.to_text()
     assert found.int8_macs_share == 0
     every = onnxshot.inspect(fixture("digits_resnet"), recipe=onnxshot.Recipe(target="tensorrt", precision="bf16"))
     assert every.plan is not None

@@ -47,7 +47,7 @@ def test_an_lstm_is_int8_by_default_and_the_report_says_what_the_file_is_for(mod
     assert kinds(result) == {"DynamicQuantizeLSTM"}
     (note,) = [note for note in result.report.notes if "LSTM" in note]
     assert "ONNX Runtime alone" in note
-    assert "--portable-ops" in note
+    assert "portable_ops=True" in note
     reported = float(note.partition("the outputs have ")[2].partition(" dB")[0])
     assert reported == pytest.approx(db(proto, result.model.to_proto(), data()[:8]), abs=2.0)
     assert result.report.int8_macs_share == 1.0

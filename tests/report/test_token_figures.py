@@ -70,7 +70,7 @@ def test_random_tokens_are_no_text(tmp_path: Path) -> None:
     assert report.tokens == {} and in_one_line(report.to_dict()) == ""
     assert report.on_random_data["token_inputs"] == ["input_ids"]
     assert report.verdict.level == "caution"
-    assert "--exclude" not in report.verdict.next
+    assert "exclude" not in report.verdict.next
 
 
 def test_class_scores_have_a_divergence(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
 from onnxshot.report.verdict import WORDS, judge
 
+pytestmark = pytest.mark.usefixtures("worded_as_options")
+
 SOUND: dict[str, Any] = {
     **Report("net.onnx", {"mode": "static", "precision": "int8", "target": "ort"}, input_bytes=4_000_000).to_dict(),
     "outputs": [{

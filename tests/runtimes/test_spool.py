@@ -128,6 +128,6 @@ def test_a_full_disk_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UsageError, match="no room for tensors that wait for later parts") as error:
             spool.put("two", np.arange(12))
         assert tempfile.gettempdir() in error.value.message
-        assert "TMPDIR" in error.value.hint and "--memory" in error.value.hint
+        assert "TMPDIR" in error.value.hint and "Settings(memory=SIZE)" in error.value.hint
         assert "two" not in spool
         np.testing.assert_array_equal(spool.get("one"), np.arange(12))

@@ -134,7 +134,7 @@ def test_free_sizes_are_those_of_the_samples(fake: None, free: Path) -> None:
     columns = list(zip(*PICTURES, strict=True))
     assert profile == {"x": [[min(c) for c in columns], [sorted(c)[2] for c in columns], [max(c) for c in columns]]}
     assert "x of 1x8x8x8 to 2x8x12x40, usually 1x8x9x12" in told
-    assert "--shapes" in told
+    assert "EmitOptions.shapes" in told
 
 
 def test_sizes_that_are_asked_for_come_before_those_of_samples(fake: None, free: Path) -> None:

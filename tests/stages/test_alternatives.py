@@ -23,6 +23,8 @@ from onnxshot.stages import alternatives, make_quantized, other_results
 from onnxshot.stages.place_by_time import Placed
 from onnxshot.stages.prepare_model import Prepared
 
+pytestmark = pytest.mark.usefixtures("worded_as_options")
+
 SEARCHING = replace(PROVEN, search_seconds=None)
 
 # ---------------------------------------------------------------------- whole runs

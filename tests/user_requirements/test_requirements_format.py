@@ -199,7 +199,7 @@ def test_row32_a_quantized_model_is_not_quantized_again(name: str, tmp_path: Pat
     case = HANDMADE[name]()
     with pytest.raises(UsageError, match="quantized already") as caught:
         quantize(case.model, case.feeds, settings=QUICK)
-    assert "--requantize" in caught.value.hint
+    assert "requantize=True" in caught.value.hint
     assert caught.value.exit_code == 2
     assert inspect(case.model).plan is None
     if name == "already_qdq":
