@@ -149,7 +149,7 @@ def emit(
                 if untargeted is not None and quantized and targets[name] is not main:
                     source = stack.enter_context(scratch()) / written.name
                     _write_for(targets[name], untargeted, source, report)
-                yield from artifacts.make_artifacts(source, (name,), place, how, judged, settings)
+                yield from artifacts.make_artifacts(source, (name,), Path(output), how, judged, settings)
 
         def prove(written: Draft) -> None:
             if sizes:

@@ -97,7 +97,7 @@ def quantize(
     started = time.perf_counter()
     model = plain_source(model)
     settings = settings or Settings()
-    place = Path(output) if output is not None else None
+    named = place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:
         options["target"] = artifacts.target_of_artifact(emit, place) or ORT.name
     over = with_mode(options) if recipe is None else options
@@ -131,7 +131,7 @@ def quantize(
             return made.model, made.report
 
         def other_artifacts(onnx_file: Path) -> Iterator[AbstractContextManager[tuple[Draft, Artifact]]]:
-            stem = place or onnx_file
+            stem = named or onnx_file  # not `place`: a link beside `named` may lead elsewhere
             return artifacts.make_artifacts(onnx_file, formats, stem, options_of_artifacts, judged, settings)
 
         deliver(

@@ -352,6 +352,17 @@ def test_a_run_replaces_what_the_same_run_has_made(text: str, given: Path, capsy
     assert set(tree(given)) == before
 
 
+@pytest.mark.parametrize("text", ["emit big.onnx --to openvino", f"{QUANTIZE} --emit openvino"])
+def test_an_artifact_is_written_where_it_was_named_whatever_lies_beside_it(text: str, given: Path) -> None:
+    """A link of the artifact's stem, such as a model that is linked into the folder, leads none of them away."""
+    pytest.importorskip("openvino")
+    Path("other").mkdir()
+    Path("out.onnx").symlink_to(Path("other") / "out.onnx")
+    assert command(*text.split(), "-o", "out.xml") == 0
+    assert Path("out.xml").is_file()
+    assert not list(Path("other").glob("out.[xb]*"))
+
+
 def test_an_output_that_was_named_replaces_what_is_there(given: Path) -> None:
     onnx.save(net(3), "out.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
     Path("r.json").write_text("mine")
