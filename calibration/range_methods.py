@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.range_error import Moments, decibels, error_of, errors, moments_of
 from onnxshot.calibration.stats import BINS, TensorStats
+from onnxshot.calibration.user_functions import users_code
+from onnxshot.errors import CalibrationError
 from onnxshot.maths.affine import QuantScheme
 
 PERCENTILE = 99.99
@@ -78,16 +80,17 @@ def choose_range(stats: TensorStats, scheme: QuantScheme, method: str = "auto") 
     Args:
         stats: statistics of the tensor over the calibration samples.
         scheme: type and symmetry of the codes.
-        method: one of METHODS.
+        method: one of `known_methods()`.
 
     Returns:
         The range, with the method that chose it.
 
     Raises:
         ValueError: the method is unknown, or no values were observed.
+        CalibrationError: a method of the caller fails.
     """
-    if method not in METHODS:
-        raise ValueError(f"range method is one of {', '.join(METHODS)}; found {method!r}")
+    if method not in known_methods():
+        raise ValueError(f"range method is one of {', '.join(known_methods())}; found {method!r}")
     if stats.count == 0:
         raise ValueError("no values were observed")
     if method == "minmax":
@@ -95,7 +98,8 @@ def choose_range(stats: TensorStats, scheme: QuantScheme, method: str = "auto") 
     moments = moments_of(stats)
     if method == "auto":
         return _auto(stats, scheme, moments)
-    chosen = _range(_CHOOSERS[method](stats, scheme, moments), method, stats, moments)
+    ends = _given(stats, moments, method) if method in _GIVEN else _CHOOSERS[method](stats, scheme, moments)
+    chosen = _range(ends, method, stats, moments)
     widest = sum(error_of(moments, stats.low, stats.high, scheme)[:2])
     loss = decibels(sum(error_of(moments, chosen.low, chosen.high, scheme)[:2]), widest)
     if loss <= MAX_LOSS_DB:
@@ -240,3 +244,34 @@ _CHOOSERS: dict[str, _Chooser] = {
 
 METHODS = ("auto", *_CHOOSERS)
 """Names of the range methods."""
+
+RangeFunction = Callable[[Floats, Floats], tuple[float, float]]
+"""A range method of the caller: from the histogram of a tensor, counts [n] and edges [n + 1], to (low, high)."""
+
+_GIVEN: dict[str, RangeFunction] = {}
+
+
+def named_function(function: RangeFunction) -> str:
+    """Keep a range method of the caller for this process, and return the name by which recipes call it."""
+    made = function if hasattr(function, "__qualname__") else type(function)
+    name = first = f"{made.__module__}:{made.__qualname__}"
+    count = 1
+    while _GIVEN.setdefault(name, function) is not function:  # another function of this name, such as a lambda
+        count += 1
+        name = f"{first}#{count}"
+    return name
+
+
+def known_methods() -> tuple[str, ...]:
+    """Names of the range methods, and of those that the caller gave in this process."""
+    return (*METHODS, *_GIVEN)
+
+
+def _given(stats: TensorStats, moments: Moments, method: str) -> tuple[float, float]:
+    """The range that a function of the caller chooses. Raises CalibrationError where it fails or gives no range."""
+    hint = "it is given the counts and the edges of a histogram, and returns (low, high)"
+    with users_code(f"range method {method}", hint):
+        low, high = map(float, _GIVEN[method](moments.counts.copy(), moments.edges.copy()))
+    if not low <= high or not math.isfinite(low) or not math.isfinite(high):
+        raise CalibrationError(f"range method {method} returned ({low:g}, {high:g})", hint)
+    return low, high

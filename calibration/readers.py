@@ -14,6 +14,7 @@ from onnxshot.calibration.given import TAKES, Repeatable, Transformed, label_of
 from onnxshot.calibration.objects import open_object, transformed
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.reader_hooks import items_of, known_suffixes, read_by_hook
 from onnxshot.calibration.sound import Step, open_sounds, sound_paths
 from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -261,9 +262,9 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
         return Noise(fit.specs, limit or _RANDOM_SAMPLES, seed)
     path = Path(source)
     if path.is_dir():
-        return _open_folder(path, fit, texts)
+        return _open_folder(path, fit, limit, texts)
     if path.is_file():
-        return _open_file(path, fit, texts)
+        return _open_file(path, fit, limit, texts)
     if is_special(path):
         check_regular(path, "calibration data", CalibrationError)
     if found := named(str(source)):
@@ -285,7 +286,7 @@ def _items(source: Any) -> Any:
     raise CalibrationError(what, "give the folder of the files, whose paths it gets, or an iterable")
 
 
-def _open_file(path: Path, fit: Fitter, texts: Texts) -> Source:
+def _open_file(path: Path, fit: Fitter, limit: int | None, texts: Texts) -> Source:
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         return _pictures(path, [path], fit)
@@ -295,6 +296,8 @@ def _open_file(path: Path, fit: Fitter, texts: Texts) -> Source:
         return npy_stack(path, fit.specs, fit.check_stated)
     if suffix in TEXTS:
         return texts.open(lambda field: files_of_text(path, [path], field))
+    if suffix in known_suffixes():
+        return open_object(read_by_hook(path), str(path), fit, limit, texts)
     raise CalibrationError(f"calibration data {path} is of an unknown kind", f"[[calib]] takes {TAKES}")
 
 
@@ -312,7 +315,7 @@ def _only_sounds(root: Path) -> list[Path]:
     return found["sounds"] if set(found) == {"sounds"} else []
 
 
-def _open_folder(root: Path, fit: Fitter, texts: Texts) -> Source:
+def _open_folder(root: Path, fit: Fitter, limit: int | None, texts: Texts) -> Source:
     if any(root.glob("input_*.pb")):
         return pb_folders(root, [root], fit.specs)
     if sets := [folder for folder in root.glob("test_data_set_*") if any(folder.glob("input_*.pb"))]:
@@ -327,6 +330,8 @@ def _open_folder(root: Path, fit: Fitter, texts: Texts) -> Source:
         return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
     if written := _files(root, TEXTS):  # beside other samples, texts are notes
         return texts.open(lambda field: files_of_text(root, written, field))
+    if (others := known_suffixes()) and (paths := _files(root, others)):
+        return open_object(items_of(paths), str(root), fit, limit, texts)
     raise CalibrationError(f"{root} holds no samples", f"[[calib]] takes {TAKES}")
 
 

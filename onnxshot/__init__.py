@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxshot.api.tune import tune
     from onnxshot.api.verify import verify
     from onnxshot.calibration.preset import Preset
+    from onnxshot.calibration.reader_hooks import register_reader
     from onnxshot.calibration.sound_preset import SoundPreset
     from onnxshot.calibration.text_preset import TextPreset
     from onnxshot.recipes.recipe import Recipe
@@ -71,6 +72,7 @@ _HOMES = {
     "prune": "onnxshot.api.prune",
     "quantize": "onnxshot.api.quantize",
     "quantize_folder": "onnxshot.api.quantize_folder",
+    "register_reader": "onnxshot.calibration.reader_hooks",
     "replay": "onnxshot.api.replay",
     "sensitivity": "onnxshot.api.sensitivity",
     "shrink": "onnxshot.api.shrink",
@@ -108,6 +110,7 @@ __all__ = [
     "quantize",
     "quantize_folder",
     "recipes",
+    "register_reader",
     "replay",
     "sensitivity",
     "shrink",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
+from onnxshot.calibration.range_methods import RangeFunction, known_methods, named_function
 from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
 from onnxshot.recipes.plain_values import BLOCKS, Plain, is_block
@@ -14,7 +15,6 @@ from onnxshot.recipes.vocabulary import (
     BITS,
     EFFORTS,
     FORMATS,
-    METHODS,
     MODES,
     PRECISIONS,
     WEIGHT_METHODS,
@@ -61,7 +61,8 @@ class Recipe(Plain):
         per_channel: whether a weight has one scale per output channel (per-channel) or a single one (per-tensor).
         effort: 'fast', 'balanced' or 'best': how much is tried to recover accuracy (see
             onnxshot/recovery/plan_candidates.py).
-        method: range method of activations (see onnxshot/calibration/range_methods.py).
+        method: range method of activations (see onnxshot/calibration/range_methods.py); or a function from the counts
+            and the edges of a histogram to (low, high), which recipes call by its name.
         grid: whether model inputs whose values lie on a grid of 256 values per channel are quantized on that grid.
         equalize: whether to apply cross-layer equalization.
         smooth: whether to apply SmoothQuant, with a strength that is searched for. With None, dynamic products are
@@ -106,7 +107,7 @@ class Recipe(Plain):
     asymmetric: bool | None = None
     per_channel: bool = True
     effort: Effort = "balanced"
-    method: Method = "auto"
+    method: Method | RangeFunction = "auto"
     grid: bool | None = None
     equalize: bool | None = None
     smooth: bool | None = None
@@ -124,6 +125,8 @@ class Recipe(Plain):
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if callable(self.method):
+            object.__setattr__(self, "method", named_function(self.method))
         ratio = self.concat_ratio
         named = (
             ("mode", self.mode, MODES),
@@ -131,7 +134,7 @@ class Recipe(Plain):
             ("precision", self.precision, PRECISIONS),
             ("format", self.format, (None, *FORMATS)),
             ("bits", self.bits, (None, *BITS)),
-            ("method", self.method, METHODS),
+            ("method", self.method, known_methods()),
             ("weight_method", self.weight_method, WEIGHT_METHODS),
             ("activation_type", self.activation_type, (None, *ACTIVATION_TYPES)),
             ("weight_type", self.weight_type, (None, *WEIGHT_TYPES)),
@@ -198,7 +201,7 @@ class Recipe(Plain):
     @property
     def range_method(self) -> str:
         """The range method in effect: 'auto' without clipping is 'minmax'."""
-        return "minmax" if self.method == "auto" and self.clip is False else self.method
+        return "minmax" if self.method == "auto" and self.clip is False else str(self.method)
 
 
 def with_mode(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
+from onnxshot.calibration.range_methods import RangeFunction
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.vocabulary import (
     ActivationType,
@@ -53,7 +54,7 @@ class StageOptions(TypedDict, total=False):
     asymmetric: bool | None
     per_channel: bool
     effort: Effort
-    method: Method
+    method: Method | RangeFunction
     grid: bool | None
     equalize: bool | None
     smooth: bool | None

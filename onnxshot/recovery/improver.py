@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from onnxshot.calibration.range_methods import METHODS, Range
+from onnxshot.calibration.range_methods import Range, known_methods
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.calibration.sample_parts import TrialSamples, evenly, trial_samples
 from onnxshot.calibration.stats import TensorStats, merged
@@ -299,7 +299,7 @@ class Improver:
             scheme = schemes(self.target, recipe)[0]
             for name in change.made.values():
                 exact = Range(0.0, 255.0, METHOD, 0.0)
-                evidence.chosen.update({((name,), scheme, method): exact for method in METHODS})
+                evidence.chosen.update({((name,), scheme, method): exact for method in known_methods()})
             plan = self._planned(model, recipe, evidence)
             other = replace(given, model=model, plan=plan, evidence=evidence, lead=_GRID_GAIN_DB, gridded=True)
             if self.recipe.grid:

@@ -9,9 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnxshot.calibration import range_methods
 from onnxshot.calibration.range_error import distribution
-from onnxshot.calibration.range_methods import METHODS, Range, choose_range, expected_error, range_sqnr_db
+from onnxshot.calibration.range_methods import (
+    METHODS,
+    Range,
+    choose_range,
+    expected_error,
+    known_methods,
+    named_function,
+    range_sqnr_db,
+)
 from onnxshot.calibration.stats import NO_STATS
+from onnxshot.errors import CalibrationError
 from onnxshot.maths.affine import (
     FLOAT8E4M3FN,
     INT4,
@@ -252,3 +262,27 @@ def test_wrong_requests_say_what_was_found() -> None:
         choose_range(observe(np.ones(3, np.float32)), U8, "kl")
     with pytest.raises(ValueError, match="no values"):
         choose_range(NO_STATS, U8)
+
+
+def test_a_function_of_the_caller_chooses_from_the_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(range_methods, "_GIVEN", {})
+    values = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+    stats, seen = observe(values), []
+
+    def middle(counts: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[float, float]:
+        seen.append((counts, edges))
+        return -3.0, 3.0
+
+    name = named_function(middle)
+    assert named_function(middle) == name
+    assert name in known_methods()
+    chosen = choose_range(stats, S8, name)
+    assert (chosen.low, chosen.high, chosen.method) == (-3.0, 3.0, name)
+    assert chosen.clipped == pytest.approx(np.mean(np.abs(values) > 3), abs=0.001)
+    ((counts, edges),) = seen
+    assert len(edges) == len(counts) + 1
+    assert counts.sum() == pytest.approx(len(values), rel=0.01)
+    assert named_function(lambda counts, edges: (0.0, 0.0)) != named_function(lambda counts, edges: (1.0, 1.0))
+    for wrong in (lambda counts, edges: (1.0, -1.0), lambda counts, edges: None, lambda counts, edges: (0, np.inf)):
+        with pytest.raises(CalibrationError, match=r"range method .*lambda"):
+            choose_range(stats, S8, named_function(wrong))
