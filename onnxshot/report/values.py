@@ -103,6 +103,7 @@ class NodeReport:
         macs_share: share 0..1 of the multiply-accumulates, at the sizes in `Report.sizes`.
         sparsity: share 0..1 of zeros in its weight; None where it has no weight, or the model is too large to count.
         bits: bits of a value of its weight in the result, without scales; None where it has no weight.
+        module: path of the module of the network that it belongs to, as far as the file says; "" where it does not.
     """
 
     node: str
@@ -112,6 +113,7 @@ class NodeReport:
     macs_share: float
     sparsity: float | None
     bits: int | None = None
+    module: str = ""
 
 
 def stamped(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from onnxshot.calibration.stats import Histogram, TensorStats
 from onnxshot.graph import Constant, Model, Node
 from onnxshot.graph.macs import NodeMacs, by_label
+from onnxshot.graph.module_names import module_names
 from onnxshot.graph.ops import weight_slot
 from onnxshot.graph.weight_facts import facts_of
 from onnxshot.planning.plan import FLOAT, HALF, WEIGHTS, Plan
@@ -34,12 +35,13 @@ def graph_rows(model: Model, rows: Iterable[NodeMacs]) -> list[NodeReport]:
     """
     work = by_label(rows)
     total = sum(work.values())
+    nodes = [node for _, node in model.walk()]
     return [
         NodeReport(
             node.label, node.op, FLOAT, node.outputs[0].name if node.outputs else "",
-            work.get(node.label, 0) / total if total else 0.0, _zeros(node), _bits(node),
+            work.get(node.label, 0) / total if total else 0.0, _zeros(node), _bits(node), module,
         )
-        for _, node in model.walk()
+        for node, module in zip(nodes, module_names(nodes), strict=True)
     ]  # fmt: skip
 
 

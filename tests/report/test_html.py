@@ -97,7 +97,7 @@ def test_the_page_refers_to_nothing_and_allows_only_its_own_style_and_script() -
     found = Parsed(text)
     for _, attributes in found.tags:
         assert not attributes.keys() & {"src", "srcset", "action", "style"}
-        assert attributes.get("href") in (None, "data:,")
+        assert (attributes.get("href") or "#") == "data:," or (attributes.get("href") or "#").startswith("#")
     assert "@import" not in text
     assert "url(" not in text
     (policy,) = (a["content"] for a in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
@@ -180,10 +180,12 @@ def test_a_histogram_marks_what_is_clipped() -> None:
     (kept,) = found.all("rect", "kept")
     assert float(kept["x"] or 0) == pytest.approx(1000 * 2 / 11, abs=0.01)
     assert float(kept["width"] or 0) == pytest.approx(1000 * 9 / 11, abs=0.01)
-    (lost,) = found.all("rect", "lost")  # -5..-3
-    assert float(lost["x"] or 0) == 0
-    heights = [float(a["height"] or 0) for a in (lost, *found.all("rect", "plain"))]
-    assert heights == pytest.approx([94 * math.log1p(n) / math.log1p(100) for n in (1, 5, 100, 5, 1)], rel=1e-4)
+    (lost,), (plain,) = found.all("path", "lost"), found.all("path", "plain")
+    bins = re.findall(r"M(\S+) 100v-(\S+?)h", f"{lost['d']}{plain['d']}")
+    assert [float(x) for x, _ in bins] == pytest.approx([1000 * 2 * i / 11 for i in range(5)], abs=0.5)
+    assert (lost["d"] or "").startswith("M0 ")  # -5..-3
+    tall = [94 * math.log1p(n) / math.log1p(100) for n in (1, 5, 100, 5, 1)]
+    assert [float(high) for _, high in bins] == pytest.approx(tall, abs=0.1)
     assert len(found.all("rect", "mark")) == 2
 
 
@@ -233,25 +235,70 @@ def test_the_verdict_says_what_speaks_against_the_result() -> None:
         assert f"Next: {judged.next}" in found.text
 
 
-def node(name: str, how: str = "static", sparsity: float | None = None) -> dict[str, Any]:
-    return {"node": name, "op": "Conv", "how": how, "tensor": f"{name}.y", "macs_share": 0.1, "sparsity": sparsity}
+def node(name: str, how: str = "static", sparsity: float | None = None, **more: Any) -> dict[str, Any]:
+    shown = {"node": name, "op": "Conv", "how": how, "tensor": f"{name}.y", "macs_share": 0.1, "sparsity": sparsity}
+    return {**shown, **more}
 
 
-def test_cells_say_in_letters_classes_and_words_what_became_of_a_node() -> None:
+def test_cells_say_in_letters_and_classes_what_became_of_a_node_and_lead_to_its_row() -> None:
     rows = [node("a"), node("b", "dynamic", 0.0), node("c", "weights", 0.5), node("d", "half"), node("e", "float")]
-    found = Parsed(graph_map(rows, {"c.y": 12.0}))
-    cells = [a for a in found.all("b", "cell") if a.get("title")]
-    kinds = [(a["class"] or "").split()[1:] for a in cells]
-    assert kinds == [["static"], ["dynamic", "weighted"], ["weights", "weighted", "z5", "worst"], ["half"], ["float"]]
-    assert cells[2]["title"] == "c (Conv): 8-bit weights, 10.0 % of the work, 50.0 % zeros, 12.0 dB"
+    text = graph_map(rows, {"c.y": 12.0})
+    cells = re.findall(r'<a href="#n(\d)" class="(.*?)">(.)</a>', text)
+    kinds = ["static", "dynamic weighted", "weights weighted z5 worst", "half", "float"]
+    assert cells == [(str(i), kind, letter) for i, (kind, letter) in enumerate(zip(kinds, "8dwhf", strict=True))]
+    row = re.search(r'<tr id="n2">(.*?)</tr>', text)
+    assert row is not None
+    facts = Parsed(row[1].replace("</td>", "|")).text
+    assert facts == "3|c|Conv|weights only|10.0 %|50.0 %|12.0 dB|"
+    assert '<a href="#e0">12.0 dB</a>' in row[1]
 
 
-def test_nodes_are_grouped_by_scope_where_names_have_one() -> None:
-    scoped = [node(f"/net/block{i}/conv{j}") for i in range(3) for j in range(4)]
-    groups = re.findall(r'<span class="scope">(.*?)</span>', graph_map(scoped, {}))
-    assert groups == ["net/block0", "net/block1", "net/block2"]
-    groups = re.findall(r'<span class="scope">(.*?)</span>', graph_map([node(f"n{i}") for i in range(30)], {}))
-    assert groups == ["1–24", "25–30"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_link_of_a_page_has_one_end_and_errors_and_nodes_lead_to_each_other(kind: str) -> None:
+    found = Parsed(page(report_of(kind)))
+    ids = Counter(a["id"] for _, a in found.tags if a.get("id"))
+    assert set(ids.values()) <= {1}
+    assert {a["href"] for a in found.all("a")} <= {f"#{key}" for key in ids}
+    errors, nodes = ([key for key in ids if re.fullmatch(rf"(t\d)?{what}\d+", key or "")] for what in "en")
+    if report_of(kind).get("graph") and report_of(kind)["worst"]:
+        assert len(errors) == sum(len(rows) for rows in [report_of(kind)["worst"]])
+        assert len(nodes) == len(report_of(kind)["graph"])
+
+
+def test_the_pattern_of_a_row_matches_its_node_alone() -> None:
+    rows = [node("a[0]"), node("Conv"), node("twice", tensor="t1"), node("twice", tensor="t2"), node("plain")]
+    found = [a.get("data-x") for a in Parsed(graph_map(rows, {})).all("tr")][1:]
+    assert found == ["a[[]0]", "Conv.y", "t1", "t2", None]  # None: the name itself
+
+
+def test_the_title_and_the_heading_name_the_model() -> None:
+    cases = {
+        "zoo/resnet.onnx": "resnet.onnx", "zoo/bert/model.onnx": "bert/model.onnx", "model.onnx": "model.onnx",
+        "/zoo/bert/onnx/model.onnx": "bert/model.onnx", "./model.onnx": "model.onnx",
+    }  # fmt: skip
+    for path, name in cases.items():
+        text = page({**report_of("quantize"), "input": path})
+        assert f"<title>{name}: onnxshot report</title>" in text
+        assert re.findall("<h1>(.*?)</h1>", text) == [name]
+
+
+# ---------------------------------------------------------------------- what is not there
+
+
+def test_a_page_without_samples_times_or_quantized_nodes_says_so() -> None:
+    full = report_of("quantize")
+    nothing = {**full, "graph": [{**row, "how": "float"} for row in full["graph"]]}
+    nothing["worst"] = [{**row, "sqnr_db": 130.0 + i} for i, row in enumerate(full["worst"])]
+    told = page({**nothing, "verdict": judge(nothing).to_dict()})
+    assert "Nothing was quantized" in told
+    assert "are those of the float model up to rounding (130.0 dB or better)" in told
+    assert "<em>worst</em>" not in told and "ring:" not in told
+    empty = {**full, "worst": [], "samples": {}, "latency": {}, "sqnr_db": None, "agreement": None, "matches": {}}
+    told = Parsed(page({**empty, "verdict": judge(empty).to_dict()})).text
+    assert "the result was not compared with the float model on any sample" in told
+    assert "SQNRnot measured" in told
+    assert "speed against floatnot measured" in told
+    assert "SQNRnot measured" not in Parsed(page(report_of("quantize"))).text
 
 
 def test_what_stayed_float_is_grouped_by_reason_most_frequent_first() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+UNKNOWN = "not measured"
+
 
 def decibels(value: float | None) -> str:
     """SQNR in dB."""
     if value is None:
-        return "not measured"
+        return UNKNOWN
     return f"{value:.1f} dB" if math.isfinite(value) else "exact"
 
 

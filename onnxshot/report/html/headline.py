@@ -40,7 +40,7 @@ def tiles(values: Values) -> Markup:
     """The main figures, one tile each."""
     speedup = values["latency"].get("speedup")
     found = [
-        ("SQNR", figures.decibels(values["sqnr_db"]) if values.get("sqnr_db") is not None else ""),
+        ("SQNR", _sqnr(values)),
         ("equal answers", figures.percent(values.get("agreement"))),
         ("the same as float", ", ".join(counts(values.get("matches") or {}))),
         ("perplexity", perplexities(values).replace("->", "→")),
@@ -49,10 +49,32 @@ def tiles(values: Values) -> Markup:
         ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
         ("bits a weight", "" if values.get("bits_per_weight") is None else f"{values['bits_per_weight']:.2f}"),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
-        ("speed against float" + _unsure(values), figures.times(speedup) if speedup else ""),
+        ("speed against float" + _unsure(values), figures.times(speedup) if speedup else _untimed(values)),
         ("samples judged on", _judged_on(values)),
     ]
-    return el("dl", [el("div", el("dt", name), el("dd", text)) for name, text in found if text], class_="tiles")
+    return el("dl", [el("div", el("dt", name), _value(text)) for name, text in found if text], class_="tiles")
+
+
+def _value(text: str) -> Markup:
+    """A figure, or in plain type what is said instead of one."""
+    return el("dd", text, class_="words" if text.startswith("not ") else None)
+
+
+def _sqnr(values: Values) -> str:
+    """The SQNR; that it was not measured, where something was written and nothing says how good it is."""
+    if values.get("sqnr_db") is not None:
+        return figures.decibels(values["sqnr_db"])
+    random = (values.get("on_random_data") or {}).get("sqnr_db")
+    if random is not None:
+        return f"{figures.decibels(random)} on random data"
+    known = values.get("matches") or values.get("output_equal") or values.get("agreement") is not None
+    return "" if known or not (values["outputs"] or values["graph"]) else figures.UNKNOWN
+
+
+def _untimed(values: Values) -> str:
+    """What is said instead of a speed: that it was not measured, where a file was written that could be timed."""
+    timed_elsewhere = any(artifact["latency"] for artifact in values["outputs"])
+    return "" if timed_elsewhere or not (values["outputs"] or values["graph"]) else figures.UNKNOWN
 
 
 def against_float(values: Values) -> Markup:

@@ -16,6 +16,11 @@ from onnxshot.report.html.markup import Markup, el, join
 
 Values = Mapping[str, Any]
 
+_NO_NAMES = ("model", "onnx", ".", "..")
+"""Names of files and folders that say nothing about a model."""
+_ROUNDING_DB = 100.0
+"""SQNR from which on two models are one up to the rounding of float32."""
+
 
 def page(values: Values) -> str:
     """The HTML page of a report.
@@ -29,7 +34,7 @@ def page(values: Values) -> str:
     style, script = _shipped("page.css"), _shipped("page.js")
     # The browser then refuses everything that is not in this file, whatever names in the model contain.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
-    name = PurePath(str(values["input"])).name
+    name = _model_name(values)
     head = el(
         "head", el("meta", charset="utf-8"), el("meta", http_equiv="Content-Security-Policy", content=policy),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -44,8 +49,8 @@ def _body(values: Values) -> Markup:
     """All sections; of a report for several targets, target by target."""
     if "reports" in values:
         parts = []
-        for target, report in values["reports"].items():
-            parts += [el("h1", f"For {target}"), join(_sections(report))]
+        for i, (target, report) in enumerate(values["reports"].items()):
+            parts += [el("h2", f"For {target}", class_="target"), join(_sections(report, f"t{i}"))]
         return join(parts)
     return join(_sections(values))
 
@@ -54,11 +59,18 @@ def _title(values: Values) -> Markup:
     from onnxshot import __version__
 
     source = str(values["input"])
-    return el("header", el("h1", PurePath(source).name), el("p", f"{source} · onnxshot {__version__}", class_="muted"))
+    return el("header", el("h1", _model_name(values)), el("p", f"{source} · onnxshot {__version__}", class_="muted"))
 
 
-def _sections(values: Values) -> Iterator[Markup]:
-    """The sections of one report, the most read first."""
+def _model_name(values: Values) -> str:
+    """The name of the file, with that of the folder where every exporter calls the file the same."""
+    path = PurePath(str(values["input"]))
+    folders = [part for part in path.parts[:-1] if part not in (*_NO_NAMES, path.anchor)]
+    return f"{folders[-1]}/{path.name}" if path.stem in _NO_NAMES and folders else path.name
+
+
+def _sections(values: Values, place: str = "") -> Iterator[Markup]:
+    """The sections of one report, the most read first; `place`: what ids on the page begin with."""
     if "worst" in values:
         yield _section("", join(headline.verdict(values), headline.tiles(values), headline.against_float(values)))
     elif "groups" in values:
@@ -73,15 +85,23 @@ def _sections(values: Values) -> Iterator[Markup]:
         yield _section("Stages", sections.stages(values["stages"]))
     detail = _detailed(values)
     worst, graph = detail.get("worst", []), values.get("graph", [])
-    if worst:
+    if worst and min(row["sqnr_db"] for row in worst) >= _ROUNDING_DB:
+        least = figures.decibels(worst[0]["sqnr_db"])
+        same = f"No layer has an error: all {len(worst)} tensors are those of the float model up to rounding"
+        yield _section("Error by layer", el("p", f"{same} ({least} or better)."))
+        worst = []
+    elif worst:
         how = ", worst first: on random data, not real data" if values.get("on_random_data") else ""
-        yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph))
+        yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph, place))
+    elif told := _no_errors(values):
+        yield _section("Error by layer", el("p", told))
     if any(row["values"] for row in worst):
         yield _section("Ranges and values of the worst", tensor_errors.ranges(worst))
-    if weights := weight_sizes.charts(values.get("weight_kinds", []), graph):
+    if weights := weight_sizes.charts(values.get("weight_kinds", []), graph, place):
         yield _section("Weights: size by kind, and bits along the network", weights)
     if graph:
-        yield _section("The graph, node by node", graph_map(graph, {row["tensor"]: row["sqnr_db"] for row in worst}))
+        errors = {row["tensor"]: row["sqnr_db"] for row in worst}
+        yield _section("The graph, node by node", graph_map(graph, errors, place))
     if values.get("look"):
         yield _section("What int8 costs, group by group", sections.look(values["look"]))
     if values.get("tried"):
@@ -107,6 +127,15 @@ def _sections(values: Values) -> Iterator[Markup]:
             sections.recipe(values.get("recipe", values.get("target", {}))),
         ),
     )
+
+
+def _no_errors(values: Values) -> str:
+    """Why there are no errors of single layers, in words; empty for runs that never measure them."""
+    if "worst" not in values or "layers" in values or values.get("stages") or not values.get("graph"):
+        return ""
+    if not values["samples"].get("judged"):
+        return "Not measured: the result was not compared with the float model on any sample."
+    return "Not measured: no tensor inside the result could be compared with one of the float model."
 
 
 def _section(title: str, content: Markup) -> Markup:

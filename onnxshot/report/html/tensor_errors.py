@@ -7,12 +7,13 @@ from typing import Any
 
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import bar, columns, histogram
+from onnxshot.report.html.graph_map import LISTED, places
 from onnxshot.report.html.markup import Markup, el, join
 from onnxshot.report.values import GOOD_DB
 
 Values = Mapping[str, Any]
 
-_SHOWN, _LISTED = 12, 1000  # rows that are visible at first, and rows with those that are folded
+_SHOWN = 12  # rows that are visible at first
 _COLUMNS = 300
 _FAIR_DB = 20.0  # an error of a tenth of the signal
 _EXPLAINED = (
@@ -25,17 +26,22 @@ _HISTOGRAMS = (
 )
 
 
-def error_chart(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
-    """The error along the network, and one bar per tensor, worst first.
+def error_chart(worst: Sequence[Values], graph: Sequence[Values], place: str = "") -> Markup:
+    """The error along the network, and one bar per tensor, worst first; every row leads to its node in the map.
 
     Args:
         worst: rows of `Report.worst`.
         graph: rows of `Report.graph`.
+        place: what ids on the page begin with, for a page with several reports.
     """
     nodes = {node["tensor"]: node["node"] for node in graph}
+    links = places(graph, place)
     most = figures.noise(worst[0]["sqnr_db"]) or 1.0
-    rows = [_row(i, row, nodes.get(row["tensor"], ""), most) for i, row in enumerate(worst[:_LISTED])]
-    parts = [el("p", _EXPLAINED, class_="muted"), _along(worst, graph)]
+    rows = [
+        _row(f"{place}e{i}", row, nodes.get(row["tensor"], ""), links.get(row["tensor"]), most)
+        for i, row in enumerate(worst[:LISTED])
+    ]
+    parts = [el("p", _EXPLAINED, class_="muted"), _along(worst, graph, links)]
     parts.append(_folded(rows))
     if left := len(worst) - len(rows):
         parts.append(el("p", f"{left} better ones are in the JSON.", class_="muted"))
@@ -60,14 +66,14 @@ def sensitivity_chart(nodes: Sequence[Values]) -> Markup:
             facts.append(f"{figures.decibels(rough)} with one scale per weight")
         if gain is not None:
             facts.append(f"{gain:+.1f} dB if it alone stays float")
-        rows.append(_line(len(rows), row["node"], facts, db, most))
+        rows.append(_line(row["node"], facts, db, most, peak=not rows, data_x=row["exclude"]))
     parts = [_folded(rows)]
     if left := [row["node"] for row in nodes if row["per_channel_db"] is None]:
         parts.append(el("p", f"Never int8 alone, so not measured: {', '.join(left)}", class_="muted"))
     return el("div", parts, class_="filterable")
 
 
-def _row(i: int, row: Values, node: str, most: float) -> Markup:
+def _row(key: str, row: Values, node: str, link: str | None, most: float) -> Markup:
     db = row["sqnr_db"]
     facts = [f"error {figures.percent(figures.noise(db))} of the signal"]
     facts.append(str(row["op"]) + (f" {node}" if node and node != row["tensor"] else ""))
@@ -75,7 +81,8 @@ def _row(i: int, row: Values, node: str, most: float) -> Markup:
         facts.append(f"range {figures.number(row['low'])} .. {figures.number(row['high'])}")
     if row["clipped"]:
         facts.append(f"{100 * row['clipped']:.3f} % clipped")
-    return _line(i, row["tensor"], facts, db, most)
+    name = el("a", row["tensor"], href=f"#{link}") if link else row["tensor"]
+    return _line(name, facts, db, most, peak=key.endswith("e0"), id=key)
 
 
 def _folded(rows: Sequence[Markup]) -> Markup:
@@ -87,11 +94,12 @@ def _folded(rows: Sequence[Markup]) -> Markup:
     return join(first, el("details", el("summary", f"{len(rows) - _SHOWN} more, all better than these"), more))
 
 
-def _line(i: int, name: str, facts: Sequence[str], db: float, most: float) -> Markup:
-    """One bar with its name and figure; the first is labelled as the worst. `most`: the error that fills the width."""
-    label, kind = (join(name, el("em", "worst")), "peak") if i == 0 else (name, _level(db))
+def _line(name: str, facts: Sequence[str], db: float, most: float, *, peak: bool, **attributes: str) -> Markup:
+    """One bar with its name and figure; `peak`: it is labelled as the worst. `most`: the error that fills the width."""
+    label = join(name, el("em", "worst")) if peak else name
     head = el("span", el("span", label, class_="name"), el("small", " · ".join(facts)), class_="what")
-    return el("li", head, bar(figures.noise(db) / most, kind), el("b", figures.decibels(db)))
+    shape = bar(figures.noise(db) / most, "peak" if peak else _level(db))
+    return el("li", head, shape, el("b", figures.decibels(db)), **attributes)
 
 
 def _level(db: float) -> str:
@@ -99,7 +107,7 @@ def _level(db: float) -> str:
     return "bad" if db < GOOD_DB else "watch" if db < _FAIR_DB else "good"
 
 
-def _along(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
+def _along(worst: Sequence[Values], graph: Sequence[Values], links: Mapping[str, str]) -> Markup:
     """A chart of the error of every tensor in the order of the graph; empty where that order is unknown."""
     by_name = {row["tensor"]: row for row in worst}
     rows = [by_name[node["tensor"]] for node in graph if node["tensor"] in by_name]
@@ -111,8 +119,9 @@ def _along(worst: Sequence[Values], graph: Sequence[Values]) -> Markup:
     groups = [rows[i : i + each] for i in range(0, len(rows), each)]
     drawn = [min(group, key=lambda row: float(row["sqnr_db"])) for group in groups]
     titles = [f"{row['tensor']} ({row['op']}): {figures.decibels(row['sqnr_db'])}" for row in drawn]
+    nodes = [links.get(row["tensor"]) for row in drawn]
     first, kinds = worst[0], ["peak" if row is worst[0] else "plain" for row in drawn]
-    chart = columns([figures.noise(row["sqnr_db"]) for row in drawn], titles, kinds)
+    chart = columns([figures.noise(row["sqnr_db"]) for row in drawn], titles, kinds, nodes)
     at = next((i for i, row in enumerate(rows) if row is first), None)
     place = "" if at is None else f", tensor {at + 1} of {len(rows)} from the input"
     share = figures.percent(figures.noise(first["sqnr_db"]))

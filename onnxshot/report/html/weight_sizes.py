@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import bar, columns
+from onnxshot.report.html.graph_map import places
 from onnxshot.report.html.markup import Markup, el, join
 
 Values = Mapping[str, Any]
@@ -15,12 +16,13 @@ _COLUMNS = 400  # weights that are drawn; more are drawn in groups, by the least
 _FULL = 32
 
 
-def charts(kinds: Sequence[Values], graph: Sequence[Values]) -> Markup:
+def charts(kinds: Sequence[Values], graph: Sequence[Values], place: str = "") -> Markup:
     """Two bars per kind of weight, and one column per weight; empty where nothing is known.
 
     Args:
         kinds: rows of `Report.weight_kinds`.
         graph: rows of `Report.graph`.
+        place: what ids on the page begin with, for a page with several reports.
     """
     most = max((max(row["before"], row["after"]) for row in kinds), default=0)
     parts = []
@@ -32,11 +34,11 @@ def charts(kinds: Sequence[Values], graph: Sequence[Values]) -> Markup:
                 lines.append(el("div", el("span", name), bar(row[key] / most, kind), el("b", size), class_="line"))
         caption = el("figcaption", "Size by kind: of the input, and of the result")
         parts.append(el("figure", caption, lines, class_="kinds"))
-    parts.append(_along(graph))
+    parts.append(_along(graph, places(graph, place)))
     return join(parts)
 
 
-def _along(graph: Sequence[Values]) -> Markup:
+def _along(graph: Sequence[Values], links: Mapping[str, str]) -> Markup:
     """One column per weight, from input to output, as high as it has bits."""
     rows = [row for row in graph if row.get("bits")]
     if not rows:
@@ -48,4 +50,5 @@ def _along(graph: Sequence[Values]) -> Markup:
     counts = {bits: sum(row["bits"] == bits for row in rows) for bits in sorted({row["bits"] for row in rows})}
     said = ", ".join(f"{count} with {bits} bits" for bits, count in counts.items())
     caption = el("figcaption", f"Bits along the network, input to output: of {len(rows)} weights, {said}")
-    return el("figure", caption, columns([row["bits"] / _FULL for row in drawn], titles, kinds), class_="along")
+    nodes = [links.get(row["tensor"]) for row in drawn]
+    return el("figure", caption, columns([row["bits"] / _FULL for row in drawn], titles, kinds, nodes), class_="along")
