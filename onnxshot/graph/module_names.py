@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from onnxshot.graph.ir import Constant, Node
 
 _NAMESPACE = "namespace"  # torch.onnx with dynamo: ": Net/layer1: Sequential/layer1.0: Block/relu: aten.relu"
+_WEIGHT = re.compile("weight|bias|kernel|gamma|beta|^[wb]_")  # the last part of its name: torch, TensorFlow, Paddle
 _LONGEST = 200  # characters; names are untrusted
 
 
@@ -34,6 +36,7 @@ def _from_path(name: str) -> str:
 def _from_weights(node: Node) -> str:
     """The name of its first named weight, `layer1.0.conv1.weight`, without the last part."""
     for tensor in node.inputs:
-        if isinstance(tensor, Constant) and "." in tensor.name.strip(".") and ":" not in tensor.name:
-            return str(tensor.name).rpartition(".")[0].strip("/")
+        module, _, last = str(tensor.name).rpartition(".")
+        if isinstance(tensor, Constant) and _WEIGHT.search(last) and ":" not in module:
+            return module.strip("/")
     return ""

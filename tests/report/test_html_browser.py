@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headless_browser import CHROMIUM, CONTRAST, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
+from headless_browser import CHROMIUM, CONTRAST, CUT, DESK, DRIVER, LEGIBLE, PHONE, Browser, chromium
 from sample_reports import KINDS, renamed, report_of
 
 from onnxshot.report.html.page import page
@@ -62,6 +62,22 @@ def test_text_is_legible_in_light_and_dark(browser: Pages, kind: str, dark: bool
     assert browser.run("return matchMedia('(prefers-color-scheme: dark)').matches") is dark
     faint = browser.run(CONTRAST)
     assert faint[0][0] >= LEGIBLE, faint
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_tooltips_and_the_bar_of_options_are_legible_and_nothing_is_cut(browser: Pages, width: int) -> None:
+    for dark in (False, True):
+        browser.show(page(renamed(report_of("quantize"))), width=width, dark=dark)
+        browser.run("for (const part of document.querySelectorAll('details')) part.open = true")
+        browser.run("document.querySelector('li[id] input').click()")
+        browser.run("document.querySelector('.map [role=listbox]').focus()")
+        assert browser.run(TIP)
+        faint = browser.run(CONTRAST)
+        assert faint[0][0] >= LEGIBLE, faint
+        assert [e for e in browser.run(CUT) if not e.startswith('<div class="scroll"')] == []
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        tip = browser.run("const r = document.getElementById('tip').getBoundingClientRect(); return [r.left, r.right]")
+        assert 0 <= tip[0] < tip[1] <= width
 
 
 def test_hostile_names_do_not_run(browser: Pages) -> None:
@@ -213,7 +229,7 @@ def test_charts_along_the_network_tell_their_columns_to_keys(browser: Pages) -> 
 def chosen(browser: Pages) -> list[str]:
     import shlex
 
-    words = shlex.split(browser.run("return document.querySelector('#chosen input').value"))
+    words = shlex.split(browser.run("return document.querySelector('#chosen textarea').value"))
     assert words[::2] == ["--exclude"] * (len(words) // 2)
     return words[1::2]
 
@@ -235,13 +251,12 @@ def test_what_is_chosen_is_copied_as_options_and_the_page_says_so(browser: Pages
     )
     press(browser, "ENTER")
     assert browser.run("return document.querySelector('#chosen [role=status]').textContent") == "Copied 2"
-    browser.run("document.querySelector('.filterable > input, #chosen input').focus()")
-    browser.run("const e = document.createElement('textarea'); document.body.append(e); e.focus()")
+    browser.run("const e = document.createElement('textarea'); e.id = 'pasted'; document.body.append(e); e.focus()")
     from selenium.webdriver import ActionChains, Keys
 
     ActionChains(browser.driver).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
-    pasted = browser.run("return document.querySelector('textarea').value")
-    assert pasted == browser.run("return document.querySelector('#chosen input').value") != ""
+    pasted = browser.run("return document.getElementById('pasted').value")
+    assert pasted == browser.run("return document.querySelector('#chosen textarea').value") != ""
     assert browser.console() == []
 
 

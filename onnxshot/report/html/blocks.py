@@ -14,10 +14,13 @@ Row = Mapping[str, Any]
 
 MOST = 3000
 """Most nodes that are drawn."""
-_MOST_BLOCKS, _LEAST_BLOCKS = 80, 3
-_FEW = 8  # blocks that are never too many
-_SIZE = 4  # nodes per block, at least on average
-_DEEPEST = 8
+Path = tuple[str, ...]
+
+_MOST_BLOCKS, _LEAST_BLOCKS = 80, 4
+_LARGE = 120  # nodes of a block that is split
+_SIZE = 4  # nodes of a block that repeats, at least
+_DEEPEST = 9
+_FEW_INSIDE = 2
 _RUN = 24  # nodes per block, where nothing else is known
 _UNIT = re.compile(r"[^./]+(?:\.\d+)?")  # `layers.3` of `model/layers.3/mlp` or of `model.layers.3.mlp`
 _NAMED = 6  # operators in the name of a pattern
@@ -61,36 +64,55 @@ def blocks(nodes: Sequence[Row]) -> list[Block]:
 
 
 def _by_module(nodes: Sequence[Row]) -> list[Block]:
-    """Runs of nodes whose modules begin alike, as deep as they stay few; empty where modules are not known."""
+    """Runs of nodes whose modules begin alike; large ones are split by what their modules contain."""
     paths = list(_inherited(nodes))
-    most = min(max(_FEW, len(nodes) // _SIZE), _MOST_BLOCKS)
-    best: list[tuple[tuple[str, ...], range]] = []
-    for depth in range(1, _DEEPEST):
-        found = list(_runs([path[:depth] for path in paths]))
-        if len(found) > (most if best else _MOST_BLOCKS):
-            break
-        best = found if len(found) >= _LEAST_BLOCKS else best
-    if not best:
+    done: list[tuple[Path, range]] = []
+    todo = [((), range(len(nodes)))] if nodes else []
+    while todo:
+        todo.sort(key=lambda one: len(one[1]))
+        path, where = todo.pop()
+        inner = _split(path, where, paths)
+        count = len(todo) + len(done)
+        if inner and count + len(inner) <= _MOST_BLOCKS and (len(where) > _LARGE or count + 1 < _LEAST_BLOCKS):
+            todo += inner
+        else:
+            done.append((path, where))
+    if len(done) < _LEAST_BLOCKS - 1:
         return []
-    known = [path for path, _ in best if path]
+    done.sort(key=lambda one: one[1].start)
+    known = [path for path, _ in done if path]
     shared = min(_shared(known), min(map(len, known)) - 1)
-    return [Block("/".join(path[shared:]) or "(no module)", where) for path, where in best]
+    return [Block("/".join(path[shared:]) or "(no module)", where) for path, where in done]
 
 
-def _inherited(nodes: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+def _split(path: Path, where: range, paths: Sequence[Path]) -> list[tuple[Path, range]]:
+    """The runs inside of a block, one or more levels deeper; empty where there is only one at any depth."""
+    for depth in range(len(path) + 1, _DEEPEST):
+        found = _runs([paths[i][:depth] for i in where], where.start)
+        if len(found) > 1:
+            return found
+    return []
+
+
+def _inherited(nodes: Sequence[Row]) -> Iterator[Path]:
     """The module of each node in units; a node without one belongs to that of the node before."""
-    last: tuple[str, ...] = ()
+    last: Path = ()
     for node in nodes:
         last = tuple(_UNIT.findall(node.get("module") or "")) or last
         yield last
 
 
-def _runs(keys: Sequence[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], range]]:
-    start = 0
+def _runs(keys: Sequence[Path], start: int) -> list[tuple[Path, range]]:
+    """Runs of equal keys, from `start` on; a few other nodes inside of a run belong to it."""
+    found: list[tuple[Path, range]] = []
     for key, run in groupby(keys):
         stop = start + len(list(run))
-        yield key, range(start, stop)
+        if len(found) > 1 and found[-2][0] == key and len(found[-1][1]) <= _FEW_INSIDE:
+            start = found[-2][1].start
+            del found[-2:]
+        found.append((key, range(start, stop)))
         start = stop
+    return found
 
 
 def _by_pattern(nodes: Sequence[Row]) -> list[Block]:
@@ -98,7 +120,7 @@ def _by_pattern(nodes: Sequence[Row]) -> list[Block]:
     ops = [str(node["op"]) for node in nodes]
     best: tuple[int, list[range]] = (len(ops) // 2, [])  # nodes in repeated blocks
     for pair, count in Counter(pairwise(ops)).items():
-        if not _LEAST_BLOCKS - 1 <= count < _MOST_BLOCKS:
+        if not 2 <= count < _MOST_BLOCKS:
             continue
         ends = [i + 2 for i, found in enumerate(pairwise(ops)) if found == pair]
         edges = sorted({0, *ends, len(ops)})
@@ -129,7 +151,7 @@ def _pattern(where: range, nodes: Sequence[Row]) -> str:
     return "" if taken or not shared.strip("/") else f"{glob.escape(shared)}*"
 
 
-def _shared(parts: Sequence[str | tuple[str, ...]]) -> int:
+def _shared(parts: Sequence[str | Path]) -> int:
     """How many elements all sequences have in common at their beginning."""
     low, high = min(parts), max(parts)
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))

@@ -44,7 +44,7 @@ for (const table of all(document, "table.sortable")) {
 
 // ---- tooltips
 const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
-document.body.append(tip);
+document.querySelector("main").append(tip); // its place on the page is absolute
 let shown = null;
 function hide() {
   tip.hidden = true;
@@ -154,12 +154,12 @@ document.addEventListener("click", (event) => {
 // ---- nodes to exclude
 const chosen = new Set();
 const redraws = [];
-const field = make("input", { readonly: "", "aria-label": "options for the next run" });
+const field = make("textarea", { readonly: "", rows: 2, "aria-label": "options for the next run" });
 const copy = make("button", { type: "button" }, "Copy --exclude");
 const clear = make("button", { type: "button" }, "Clear");
 const told = make("span", { role: "status" });
 const bar = make("div", { id: "chosen", role: "region", "aria-label": "nodes to exclude", hidden: "" }, field, copy, clear, told);
-document.body.append(bar);
+document.querySelector("main").append(bar);
 function redraw(text) {
   for (const each of redraws) each();
   // A control character becomes ?, which matches any one character; ' is quoted as shells need it.
@@ -242,8 +242,11 @@ for (const map of all(document, ".map")) {
     const row = node.error && document.getElementById(node.error);
     if (row && !node.fixed) checkbox(row, row.querySelector(".name").textContent, () => isOut(node), (on) => setNode(node, on));
   });
-  const keys = "Arrow keys move from node to node, Enter goes to the error, Space chooses a node to exclude and Shift+Space its block, as a click on the block's name does.";
-  box.before(make("p", { class: "muted keys" }, keys));
+  const keys = [
+    "Arrow keys move from node to node.", nodes.some((node) => node.error) && "Enter goes to the error of one.",
+    !nodes.every((node) => node.fixed) && "Space chooses it to be excluded; Shift+Space, or a click on the name, its block.",
+  ];
+  box.before(make("p", { class: "muted keys" }, keys.filter(Boolean).join(" ")));
 }
 for (const chart of all(document, "svg.columns, svg.scatter")) {
   const items = all(chart, "rect, circle");
