@@ -67,7 +67,7 @@ def _by_module(nodes: Sequence[Row]) -> list[Block]:
     """Runs of nodes whose modules begin alike; large ones are split by what their modules contain."""
     paths = list(_inherited(nodes))
     done: list[tuple[Path, range]] = []
-    todo = [((), range(len(nodes)))] if nodes else []
+    todo: list[tuple[Path, range]] = [((), range(len(nodes)))] if nodes else []
     while todo:
         todo.sort(key=lambda one: len(one[1]))
         path, where = todo.pop()
