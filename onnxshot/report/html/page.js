@@ -132,8 +132,7 @@ function tour(box, items, { name, facts, find, enter, space, hint = () => "" }) 
 
 // ---- jumps: an address #n5 is a node of the map, #e5 the row of an error
 const arrivals = new Map();
-function arrive() {
-  const id = decodeURIComponent(location.hash.slice(1));
+function arrive(id = decodeURIComponent(location.hash.slice(1))) {
   const goal = document.getElementById(id);
   if (!goal) return;
   goal.hidden = false;
@@ -142,8 +141,12 @@ function arrive() {
   goal.scrollIntoView({ block: "center" });
   goal.querySelector("a")?.focus({ preventScroll: true });
 }
-const go = (id) => (location.hash === `#${id}` ? arrive() : (location.hash = id));
-addEventListener("hashchange", arrive);
+function go(id) {
+  const there = location.hash === `#${id}`;
+  location.hash = id;
+  if (there || location.hash !== `#${id}`) arrive(id); // some frames keep their address
+}
+addEventListener("hashchange", () => arrive());
 document.addEventListener("click", (event) => {
   const link = event.target.closest("li a, td a");
   if (!link) return;
@@ -188,17 +191,18 @@ for (const row of all(document, "li[data-x]"))
 
 // ---- the map, and charts along the network
 const escape = (name) => name.replace(/[*?[]/g, "[$&]");
+const units = { work: " of the work", zeros: " zeros", bits: " bits" };
 const tours = new Map();
 for (const map of all(document, ".map")) {
   const [cells, rows, blocks] = [all(map, ".cells a"), all(map, "tbody tr"), all(map, ".group")];
   const heads = all(map, "th").map((head) => head.textContent);
   const nodes = rows.map((row, i) => {
     const values = [...row.cells].map((cell) => cell.textContent);
-    const rest = values.slice(4).map((value, k) => value && `${value} ${heads[k + 4]}`).filter(Boolean);
+    const rest = values.slice(4).map((value, k) => value && !value.startsWith("0.0 %") && value + (units[heads[k + 4]] ?? ""));
     cells[i].id = row.id;
     row.removeAttribute("id");
     return {
-      id: cells[i].id, x: row.dataset.x ?? escape(values[1]), facts: [`${values[1]} (${values[2]}): ${values[3]}`, ...rest].join(", "),
+      id: cells[i].id, x: row.dataset.x ?? escape(values[1]), facts: [`${values[1]} (${values[2]}): ${values[3]}`, ...rest.filter(Boolean)].join(", "),
       error: row.querySelector("a")?.hash.slice(1), fixed: cells[i].matches(".float"), block: null,
     };
   });
@@ -209,7 +213,10 @@ for (const map of all(document, ".map")) {
     for (const node of block.nodes) node.block = block;
     group.setAttribute("role", "group");
     group.setAttribute("aria-label", label.textContent);
-    label.addEventListener("click", () => { setBlock(block); redraw(); });
+    if (block.nodes.length) {
+      label.classList.add("pick");
+      label.addEventListener("click", () => { setBlock(block); redraw(); });
+    }
     return block;
   });
   const isOut = (node) => chosen.has(node.x) || (node.block?.x && chosen.has(node.block.x));

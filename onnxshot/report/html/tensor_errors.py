@@ -18,7 +18,8 @@ _COLUMNS = 300
 _FAIR_DB = 20.0  # an error of a tenth of the signal
 _EXPLAINED = (
     "Bars show the error as a share of the signal (root mean square), so longer is worse. It is measured inside the "
-    "network on a few of the samples, and includes the error of all earlier layers. Amber: over a tenth of the signal."
+    "network on a few of the samples, and includes the error of all earlier layers. Amber: over a tenth of the signal, "
+    "red: over a third, or the largest."
 )
 _HISTOGRAMS = (
     "How often values occurred in calibration, on a logarithmic scale. Shaded, between two lines: the quantization "
