@@ -39,5 +39,12 @@ export function kindsOf(files) {
 }
 
 export const isModel = ({ path }) => /\.onnx$/i.test(path);
+
+// The files without the other models and their data files, which are named after them.
+export function withModel(files, path) {
+  const others = files.filter((one) => isModel(one) && one.path !== path).map((one) => one.path);
+  return files.filter((one) => one.path === path || !others.some((other) => one.path.startsWith(other)));
+}
+
 export const sizeOf = (bytes) => (bytes < 1e5 ? (bytes / 1e3).toFixed(1) + " kB" : (bytes / 1e6).toFixed(2) + " MB");
 export const allBytes = (files) => files.reduce((sum, { file }) => sum + file.size, 0);

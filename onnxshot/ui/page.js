@@ -1,7 +1,8 @@
 // All addresses are relative to the page's own, which contains the secret.
-import { allBytes, chosen, dropped, isModel, kindsOf, sizeOf } from "./dropped.js";
+import { allBytes, chosen, dropped, isModel, kindsOf, sizeOf, withModel } from "./dropped.js";
 import { listen } from "./help.js";
 import { inputsOf } from "./onnx_inputs.js";
+import { Gone, call, send } from "./requests.js";
 import { showResult } from "./result.js";
 
 const $ = (id) => document.getElementById(id);
@@ -21,30 +22,6 @@ let sending = null; // the upload under way
 let guessed = null; // what the server makes of the files; null while it is not known
 let guesses = 0;
 let preferred = false; // whether the preset was chosen by hand
-
-class Refused extends Error {
-  constructor({ error, message, hint }, status) {
-    super(message ?? error);
-    this.hint = hint ?? "";
-    this.status = status;
-  }
-}
-
-class Gone extends Error {
-  hint = "run onnxshot ui again, open the address that it prints, and give the files again.";
-
-  constructor() {
-    super("The server does not answer: it was stopped, or its machine cannot be reached.");
-  }
-}
-
-async function call(method, address, values) {
-  const body = values === undefined ? undefined : JSON.stringify(values);
-  const answer = await fetch(address, { method, body }).catch(() => { throw new Gone(); });
-  const told = await answer.json();
-  if (!answer.ok) throw new Refused(told, answer.status);
-  return told;
-}
 
 // What is on the page.
 
@@ -123,7 +100,7 @@ function before() {
   const misfit = guessed?.misfits[$("preset").value];
   if (misfit) found.push([`The preset ${$("preset").value} does not fit: ${misfit}.`, false]);
   for (const problem of guessed?.problems ?? []) found.push([sentence(problem), guessed.blocked]);
-  const size = allBytes([...given.model, ...given.calib]);
+  const size = allBytes([...modelFiles(), ...given.calib]);
   if (size > choices.limit) {
     found.push([`The files are ${sizeOf(size)}, and this server takes ${sizeOf(choices.limit)}: give fewer samples, or start it with a larger --max-upload.`, true]);
   }
@@ -162,15 +139,29 @@ function give(kind, files) {
   $("notice").hidden = true; // what it says, or what went wrong, was of other files
   if (state === "failed") show("none");
   if (kind === "preset") check();
-  else guess();
+  else {
+    if (kind === "model") pick();
+    guess();
+  }
+}
+
+// Of several models, the one that was picked and what belongs to it.
+const modelFiles = () => withModel(given.model, $("which").value);
+
+function pick() {
+  const models = given.model.filter(isModel).map(({ path }) => path).sort();
+  $("which").replaceChildren(...models.map((path) => new Option(path, path)));
+  $("which").value = models.find((path) => /(^|\/)model\.onnx$/.test(path)) ?? models[0] ?? "";
+  $("several").hidden = models.length < 2;
 }
 
 async function guess() {
   const mine = ++guesses;
   guessed = null;
   check();
-  const models = given.model.filter(isModel);
-  const asked = { beside: kindsOf(given.model), samples: kindsOf(given.calib) };
+  const files = modelFiles();
+  const models = files.filter(isModel);
+  const asked = { beside: kindsOf(files), samples: kindsOf(given.calib) };
   const problems = [];
   try {
     if (models.length === 1) asked.graph = await inputsOf(models[0].file);
@@ -241,30 +232,17 @@ function drops() {
 
 // A run.
 
-function send({ path, file }, address, progress) {
-  return new Promise((resolve, reject) => {
-    const request = (sending = new XMLHttpRequest());
-    request.upload.onprogress = (event) => progress(event.loaded);
-    request.onload = () =>
-      request.status === 200 ? resolve() : reject(new Refused(JSON.parse(request.responseText), request.status));
-    request.onerror = () => reject(new Refused({ message: `${path} could not be sent.`, hint: "it may have been moved or changed since it was chosen: choose it again." }));
-    request.onabort = () => reject(new Error("cancelled"));
-    request.open("PUT", address);
-    request.send(file);
-  });
-}
-
 async function upload(key) {
   const own = given.preset.length || $("preset").value !== "file"
     ? given.preset : [{ path: "preset.yaml", file: new Blob([$("preset-text").value]) }];
-  const kinds = { model: given.model, calib: given.calib, preset: $("preset").value === "file" ? own : [] };
+  const kinds = { model: modelFiles(), calib: given.calib, preset: $("preset").value === "file" ? own : [] };
   const all = Object.entries(kinds).flatMap(([kind, files]) => files.map((one) => [kind, one]));
   const total = allBytes(all.map(([, one]) => one));
   let sent = 0;
   for (const [i, [kind, one]] of all.entries()) {
     step(`sending file ${i + 1} of ${all.length}, ${sizeOf(total)} in all; stay on this page`);
     const address = one.path.split("/").map(encodeURIComponent).join("/");
-    await send(one, `jobs/${key}/files/${kind}/${address}`, (loaded) => bar(sent + loaded, total || 1));
+    await send(one, `jobs/${key}/files/${kind}/${address}`, (request) => { sending = request; }, (loaded) => bar(sent + loaded, total || 1));
     sent += one.file.size;
   }
 }
@@ -400,6 +378,7 @@ async function begin() {
   takes("model");
   takes("calib");
   drops();
+  $("which").addEventListener("input", guess);
   $("preset").addEventListener("input", () => { preferred = true; about(); });
   $("preset-text").addEventListener("input", () => { $("preset-text").dataset.edited = "yes"; });
   $("preset-file").addEventListener("input", () => give("preset", chosen($("preset-file"))));

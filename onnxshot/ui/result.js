@@ -28,7 +28,9 @@ const times = ({ speedup, float_ms: before, ms: after }) =>
 
 // [key of ABOUT, name, value or null]
 function figuresOf(report) {
-  const { tokens, decoding, latency } = report;
+  const { tokens, decoding } = report;
+  const [artifact] = report.outputs; // of another runtime than ONNX Runtime, it has figures of its own
+  const { latency, int8_macs_share: share } = artifact.format === "onnx" ? report : artifact;
   const written = report.outputs.reduce((sum, artifact) => sum + artifact.bytes, 0);
   const bits = report.bits_per_weight ?? null;
   return [
@@ -36,7 +38,7 @@ function figuresOf(report) {
     ["bits", "bits a weight", bits === null ? null : bits.toFixed(2)],
     ["sqnr", "SQNR of the outputs", report.sqnr_db === null ? null : report.sqnr_db.toFixed(1) + " dB"],
     ["agreement", "same answer as the float model", report.agreement === null ? null : percent(report.agreement)],
-    ["share", "work in int8", report.int8_macs_share === null ? null : percent(report.int8_macs_share)],
+    ["share", "work in int8", share === null ? null : percent(share)],
     ["perplexity", "perplexity", tokens.perplexity === undefined ? null
       : `${tokens.float_perplexity.toPrecision(4)} → ${tokens.perplexity.toPrecision(4)} (${percent(tokens.perplexity_rise)})`],
     ["divergence", "divergence", tokens.kl_nats === undefined ? null : `${tokens.kl_nats.toPrecision(3)} nats`],
@@ -55,20 +57,22 @@ function linkTo(address, name, size) {
 
 // job: what the server tells of it. report: its report.json.
 export function showResult(job, report, place) {
-  const stem = job.outputs[0].name.replace(/\.[^.]*$/, "");
+  const loaded = report.outputs.map(({ path }) => path.split("/").pop()); // the others are read by these
+  const files = [...job.outputs].sort((a, b) => loaded.includes(b.name) - loaded.includes(a.name));
+  const stem = files[0].name.replace(/\.[^.]*$/, "");
   $("figures").replaceChildren(...figuresOf(report).map(([key, name, value], i) => {
     const [button, about] = help(`figure-${i}`, name, ABOUT[key]);
     return element("div", null, element("dt", null, element("span", name), button), element("dd", value), element("dd", null, about));
   }));
   $("outputs").replaceChildren(
-    ...job.outputs.map(({ name, bytes }) => linkTo(place + encodeURIComponent(name), name, bytes)),
+    ...files.map(({ name, bytes }) => linkTo(place + encodeURIComponent(name), name, bytes)),
     ...["html", "json"].map((kind) => linkTo(`${place}report.${kind}`, `${stem}.report.${kind}`)),
   );
   const { level, reasons, next } = report.verdict;
   const missed = job.missed.length > 0;
   $("verdict").textContent = missed && level === "ready" ? "Done, but it misses a goal" : TITLES[level] ?? "Done, but not good enough";
   $("verdict").className = missed && level === "ready" ? "caution" : level;
-  const said = [...job.missed.map((text) => `Missed: ${text}.`), ...(level === "ready" ? [] : [`${reasons.join("; ")}. Next: ${next}`])];
+  const said = [...job.missed.map((text) => `Missed: ${text}.`), ...(level === "ready" ? [] : [`${reasons.join("; ").replace(/^[a-z]/, (first) => first.toUpperCase())}. Next: ${next}`])];
   $("against").replaceChildren(...said.map((text) => element("span", text)));
   $("report").href = $("report-frame").src = place + "report.html";
 }

@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 _OWN_NAMES = [HOST, "localhost"]  # another Host is a site that resolves to this machine: DNS rebinding
 _SHIPPED = {
     "": "text/html", "page.css": "text/css",
-    **dict.fromkeys(("page.js", "dropped.js", "help.js", "onnx_inputs.js", "result.js"), "text/javascript"),
+    **{f"{name}.js": "text/javascript" for name in ("page", "dropped", "help", "onnx_inputs", "requests", "result")},
 }  # fmt: skip
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

@@ -28,7 +28,7 @@ from ui_server import TOKEN, Client, served
 import onnxshot
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.ui import jobs, machine, uploads, worker
+from onnxshot.ui import jobs, machine, server, uploads, worker
 
 LIMIT = 4_000_000
 DIGITS = fixture("data/digits/calib")
@@ -108,7 +108,7 @@ def test_no_other_machine_can_connect(client: Client) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
-    for name in ("", "page.css", "page.js", "dropped.js", "help.js", "onnx_inputs.js", "result.js"):
+    for name in server._SHIPPED:
         status, text, headers = client.raw("GET", f"/{TOKEN}/{name}")
         assert status == 200
         assert b"http:" not in text
