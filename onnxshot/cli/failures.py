@@ -69,7 +69,8 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(error.exit_code, public.__name__, error.message, error.hint)
     if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
         text = error.format_message()
-        return _usage(text, "onnxshot COMMAND --help lists the options") if text else None
+        command = getattr(getattr(error, "ctx", None), "command_path", "onnxshot COMMAND")
+        return _usage(text, f"{command} --help lists the options") if text else None
     if os.environ.get("ONNXSHOT_DEBUG"):
         raise error
     return _from_python(error)

@@ -44,7 +44,7 @@ FIRST = {
 _WIDEST = 120  # columns of text that are still easy to read
 _NAMES = 27  # most columns for the names of options
 _BRIEF = 2  # examples of a brief help
-_STYLES = {"name": "bold cyan", "value": "yellow", "faint": "dim", "title": "bold"}
+_STYLES = {"name": "bold cyan", "value": "cyan", "faint": "dim", "title": "bold"}
 
 
 class Command(TyperCommand):
