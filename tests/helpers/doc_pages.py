@@ -25,9 +25,18 @@ def prose(text: str) -> str:
     return FENCE.sub("", text)
 
 
+def lines_of(body: str) -> list[str]:
+    """The lines of a block; those that end in a backslash go on."""
+    return re.sub(r"\\\n\s*", "", body).splitlines()
+
+
+def code_in_sentences(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
 def commands_of(page: str) -> Iterator[list[str]]:
     """The words behind `onnxshot` of every command on a page: lines of blocks, and code in sentences."""
-    lines = [line for _, body in FENCE.findall(PAGES[page]) for line in body.splitlines()]
+    lines = [line for _, body in FENCE.findall(PAGES[page]) for line in lines_of(body)]
     lines += re.findall(r"`(onnxshot [^`]*)`", prose(PAGES[page]))
     for line in lines:
         if found := re.search(r"(?:^|/)onnxshot (?!-)(.*)", line):

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import typer
-from doc_pages import DOCS, FENCE, PAGES, ROOT, blocks, commands_of, prose, yaml_of
+from doc_pages import DOCS, FENCE, PAGES, ROOT, blocks, code_in_sentences, commands_of, lines_of, prose, yaml_of
 from fixture_data import HELPERS
 
 import onnxshot
@@ -149,7 +150,7 @@ def test_the_five_uses_run_in_a_clone(tmp_path: Path) -> None:
     (tmp_path / "manifest.yaml").write_text(yaml_of("README.md", "models"))
     uses = PAGES["README.md"].partition("\n## Five uses\n")[2].partition("\n## ")[0]
     assert uses.count("\n**") == 5
-    lines = [line for language, body in FENCE.findall(uses) if not language for line in body.splitlines()]
+    lines = [line for language, body in FENCE.findall(uses) if not language for line in lines_of(body)]
     assert len(lines) == 6
     for words in (shlex.split(line, comments=True) for line in lines):
         command = [sys.executable, "-m", "onnxshot", *words[1:]]
@@ -181,6 +182,42 @@ def test_the_table_of_other_tools_is_that_of_the_measurement() -> None:
         assert package.lower() in versions
         kept = [key for key, values in measured.items() if values == figures]
         assert kept and all(names.get(key, key.split(",")[0]) == package.lower().split(" ")[0] for key in kept)
+
+
+PARAMETERS = [parameter for command in COMMANDS.values() for parameter in command.params]
+OPTIONS = {option for parameter in PARAMETERS for option in (*parameter.opts, *parameter.secondary_opts)}
+NO_MODULES = {".recipe", ".runs", ".version", ".notes", ".readers"}  # metadata, loggers, entry points
+OF_TYPER = {"--help", "--install-completion", "--show-completion", "--version"}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"docs/migrating.md"}))  # that page is about other programs
+def test_options_in_sentences_are_those_of_the_program_or_of_a_script_that_the_page_names(page: str) -> None:
+    scripts = re.findall(r"(?:benchmarks|docs/screens)/\w+\.py", PAGES[page])
+    theirs = {option for name in scripts for option in re.findall(r"--[a-z-]+", (ROOT / name).read_text("utf-8"))}
+    for code in code_in_sentences(PAGES[page]):
+        if not re.match(r"--?[a-z]", code):
+            continue  # options of other programs stand behind the program's name
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code):
+            assert option in OPTIONS | OF_TYPER | theirs, f"{page}: {code}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_python_in_sentences_are_there(page: str) -> None:
+    for code in code_in_sentences(PAGES[page]):
+        for name in re.findall(r"(?<![\w/.'-])onnxshot((?:\.\w+)+)", code):
+            if name in NO_MODULES or name.isupper():
+                continue
+            found: Any = onnxshot
+            for part in name[1:].split("."):
+                found = getattr(found, part, None) or import_module(f"{found.__name__}.{part}")
+            assert found is not None, f"{page}: {code}"
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_extras_that_pages_install_are_declared(page: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for named_extras in re.findall(r"(?:onnxshot|['\" ]\.)\[([a-z,-]+)\]", LINKING[page]):
+        assert set(named_extras.split(",")) <= set(extras), f"{page}: {named_extras}"
 
 
 def test_every_option_is_in_the_table() -> None:
