@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from onnxshot.recipes.recipe import Recipe
     from onnxshot.recipes.recipe_options import RecipeOptions
     from onnxshot.report.report import Report
+    from onnxshot.results.compressed import CompressResult
     from onnxshot.results.folder import FolderResult
     from onnxshot.results.pruned import PruneReport, PruneResult
     from onnxshot.results.quantized import Result
+    from onnxshot.results.shrunk import ShrinkResult
     from onnxshot.runtimes.base import EmitOptions
     from onnxshot.search.goal import Goal
     from onnxshot.settings import Settings
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = ("batch", "errors", "recipes")
 _HOMES = {
+    "CompressResult": "onnxshot.results.compressed",
     "EmitOptions": "onnxshot.runtimes.base",
     "FolderResult": "onnxshot.results.folder",
     "Goal": "onnxshot.search.goal",
@@ -58,6 +61,7 @@ _HOMES = {
     "Report": "onnxshot.report.report",
     "Result": "onnxshot.results.quantized",
     "Settings": "onnxshot.settings",
+    "ShrinkResult": "onnxshot.results.shrunk",
     "SoundPreset": "onnxshot.calibration.sound_preset",
     "TextPreset": "onnxshot.calibration.text_preset",
     "bench": "onnxshot.api.bench",
@@ -82,6 +86,7 @@ _HOMES = {
 """The module of each public name."""
 
 __all__ = [
+    "CompressResult",
     "EmitOptions",
     "FolderResult",
     "Goal",
@@ -93,6 +98,7 @@ __all__ = [
     "Report",
     "Result",
     "Settings",
+    "ShrinkResult",
     "SoundPreset",
     "TextPreset",
     "batch",

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from onnxshot.arguments import check_value, checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -39,7 +39,7 @@ _BENCH_FEEDS = 8
 @blames_model
 def bench(
     models: Sequence[ModelSource],
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
@@ -89,7 +89,7 @@ def bench(
 
 def _timed(
     paths: list[Path],
-    calib: Any,
+    calib: Calib,
     preset: str | Preset | SoundPreset | TextPreset | None,
     seconds: float,
     threads: int,

@@ -16,6 +16,7 @@ from onnxshot.arguments import checked
 from onnxshot.bundles.bundle_manifest import Made, Manifest, check_files, entry_of, files_of, read_manifest
 from onnxshot.bundles.samples import MOST_BYTES, Stored
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
@@ -61,7 +62,7 @@ _PACKAGES = ("onnxshot", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu
 def bundle(
     result: Result | CompressResult,
     folder: str | Path,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sample_parts import HOLDOUT
@@ -39,7 +39,7 @@ from onnxshot.targets import target_named
 @blames_model
 def calibrate(
     model: ModelSource,
-    calib: Any,
+    calib: Calib | None,
     *,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -37,7 +37,7 @@ from onnxshot.verification.weight_sizes import record_weights
 def compare(
     reference: ModelSource,
     candidate: ModelSource,
-    calib: Any,
+    calib: Calib | None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
@@ -75,7 +75,7 @@ def compare(
 def _compared(
     reference: Path,
     candidate: Path,
-    calib: Any,
+    calib: Calib | None,
     preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> Report:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from onnx import ModelProto
 
@@ -15,6 +15,7 @@ from onnxshot.api.recipe_stages import RanStages, StageInputs, StageModel, run_r
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched, refuse_copies
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
@@ -64,7 +65,7 @@ _BENCH_FEEDS = 8
 @blames_model
 def compress(
     model: ModelSource,
-    calib: Any,
+    calib: Calib | None,
     *,
     recipe: Stages | Recipe | str | Path | None = None,
     optim_level: float | None = None,

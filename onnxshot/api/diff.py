@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -126,7 +127,7 @@ class Diff:
 def diff(
     before: ModelSource,
     after: ModelSource,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
@@ -168,7 +169,7 @@ def diff(
 def _difference(
     before: Path,
     after: Path,
-    calib: Any,
+    calib: Calib,
     preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings | None,
 ) -> Diff:

@@ -62,6 +62,9 @@ def doctor(*, threads: int = 2) -> Diagnosis:
     Args:
         threads: Threads of every runtime.
 
+    Returns:
+        The processor, the packages, and one verdict per target.
+
     Example:
         >>> found = onnxshot.doctor()
         >>> found.verdicts["ort"]

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from onnx import ModelProto
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
@@ -67,7 +67,7 @@ def emit(
     to: FormatName | Sequence[FormatName] | None = None,
     target: TargetName = ORT.name,
     output: str | Path,
-    calib: Any = None,
+    calib: Calib | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     batch: int | None = None,

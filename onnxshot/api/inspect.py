@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.data_summary import InputSummary, describe_inputs
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
@@ -179,7 +180,7 @@ def inspect(
     model: ModelSource,
     *,
     recipe: Recipe | None = None,
-    calib: Any = None,
+    calib: Calib | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,

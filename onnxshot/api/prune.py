@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset, split
@@ -60,7 +60,7 @@ from onnxshot.verification.reference import Reference, reference_of
 @blames_model
 def prune(
     model: ModelSource,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     sparsity: float | None = None,
     pattern: str = "unstructured",

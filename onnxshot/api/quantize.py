@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -50,7 +51,7 @@ from onnxshot.targets.ort import ORT
 @blames_model
 def quantize(
     model: ModelSource,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     stats: str | Path | None = None,
     output: str | Path | None = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Unpack
+from typing import Unpack
 
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
 from onnxshot.bundles import form_names
 from onnxshot.bundles.folder_output import check_output, publish_folder, write_config
 from onnxshot.bundles.model_folder import CONFIG, GENAI, ModelFolder, read_config, read_folder
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -36,7 +37,7 @@ _SHOWN = 5  # names in a note
 @budgeted
 def quantize_folder(
     folder: str | Path,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     output: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
@@ -110,7 +111,7 @@ def _quantized(
     folder: ModelFolder,
     name: PurePosixPath,
     output: Path,
-    calib: Any,
+    calib: Calib,
     preset: str | Preset | SoundPreset | TextPreset | None,
     recipe: Recipe,
     settings: Settings,

@@ -11,6 +11,7 @@ from typing import Any
 from onnxshot.api.recipe_stages import StageResult, run_recipe_stage
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -76,7 +77,7 @@ def replay(
     recorded: str | Path,
     output: str | Path,
     *,
-    calib: Any = None,
+    calib: Calib | None = None,
     stats: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
@@ -118,7 +119,7 @@ def _replayed(
     model: Path,
     recorded: str | Path,
     output: Path,
-    calib: Any,
+    calib: Calib,
     stats: str | Path | None,
     preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
@@ -167,7 +168,7 @@ def _repeated(
     run: Record,
     source: Mapping[str, Any],
     path: Path,
-    calib: Any,
+    calib: Calib,
     stats: str | Path | None,
     preset: str | Preset | SoundPreset | TextPreset | None,
     settings: Settings,

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -127,7 +128,7 @@ class Sensitivity:
 @blames_model
 def sensitivity(
     model: ModelSource,
-    calib: Any,
+    calib: Calib | None,
     *,
     stats: str | Path | None = None,
     preset: str | Preset | SoundPreset | TextPreset | None = None,

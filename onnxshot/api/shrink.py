@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
@@ -47,7 +48,7 @@ from onnxshot.verification.reference import Reference, reference_of
 @blames_model
 def shrink(
     model: ModelSource,
-    calib: Any = None,
+    calib: Calib | None = None,
     *,
     target_flops: float | None = None,
     target_params: float | None = None,

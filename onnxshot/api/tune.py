@@ -7,12 +7,13 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from onnxshot.api.quantize import quantize
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.batches import batched
+from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.given import Transform, repeatable, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -46,7 +47,7 @@ from onnxshot.settings import Settings, budgeted
 @blames_model
 def tune(
     model: ModelSource,
-    calib: Any,
+    calib: Calib | None,
     goal: Goal,
     *,
     stats: str | Path | None = None,

@@ -65,7 +65,16 @@ class CompressReport(Report):
 
 @dataclass(slots=True, repr=False)
 class CompressResult(Made):
-    """A compressed model and its report."""
+    """A compressed model and its report.
+
+    Attributes:
+        model: The model.
+        report: The last model compared with the given one, and one row per stage.
+
+    Example:
+        >>> result = onnxshot.compress("model.onnx", "samples/", sparsity=0.5)
+        >>> result.session().run(None, feed)
+    """
 
     report: CompressReport
 

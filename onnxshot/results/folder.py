@@ -22,6 +22,10 @@ class FolderResult:
         copied: names of the files that were copied, by their paths in the folder.
         left_out: files of `source` that are neither models nor needed by them, such as weights of other frameworks.
         notes: what a user should know.
+
+    Example:
+        >>> made = onnxshot.quantize_folder("whisper/", mode="weights")
+        >>> {name: report.sqnr_db for name, report in made.reports.items()}
     """
 
     source: Path

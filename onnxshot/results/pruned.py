@@ -41,6 +41,10 @@ class PruneReport(Report):
         magnitude_sqnr_db: SQNR in dB with as many zeros per layer chosen by magnitude, without compensation.
         packed_bytes: Bytes of the weights before and after, compressed by gzip; 0 for weights over 256 MB.
         worth: What the zeros bring on each target, one sentence each.
+
+    Example:
+        >>> report = onnxshot.prune("model.onnx", "samples/", sparsity=0.5).report
+        >>> [(row.layer, row.sparsity) for row in report.layers]
     """
 
     layers: list[LayerSparsity] = field(default_factory=list)
@@ -52,7 +56,16 @@ class PruneReport(Report):
 
 @dataclass(slots=True, repr=False)
 class PruneResult(Made):
-    """A pruned model and its report."""
+    """A pruned model and its report.
+
+    Attributes:
+        model: The model.
+        report: Accuracy, latency and sparsity.
+
+    Example:
+        >>> sparse = onnxshot.prune("model.onnx", "samples/", sparsity=0.5)
+        >>> result = onnxshot.quantize(sparse, "samples/")
+    """
 
     report: PruneReport
 

@@ -32,6 +32,10 @@ class Result(Made):
         plan: What was quantized, and why the rest was not.
         report: Accuracy, latency and size.
         statistics: The statistics that its scales were computed from; None if nothing was calibrated.
+
+    Example:
+        >>> result = onnxshot.quantize("model.onnx", "samples/")
+        >>> result.report.sqnr_db, result.model_proto, result.session()
     """
 
     plan: Plan

@@ -115,7 +115,16 @@ class ShrinkReport:
 
 @dataclass(slots=True, repr=False)
 class ShrinkResult(Made):
-    """A smaller model and its report."""
+    """A smaller model and its report.
+
+    Attributes:
+        model: The model.
+        report: What was removed, and the sizes before and after.
+
+    Example:
+        >>> small = onnxshot.shrink("model.onnx", "samples/", target_flops=0.7)
+        >>> result = onnxshot.quantize(small, "samples/")
+    """
 
     report: ShrinkReport
 

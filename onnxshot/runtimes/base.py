@@ -122,6 +122,10 @@ class EmitOptions:
         minutes: Time limit of a build, in minutes.
         memory_gb: Limit of a builder's resident memory, in GB.
         threads: CPU threads of each inference.
+
+    Example:
+        >>> options = onnxshot.EmitOptions(hardware=("sm89",), minutes=5)
+        >>> onnxshot.emit("model.onnx", to="tensorrt", output="model.engine", options=options)
     """
 
     shapes: Ranges = field(default_factory=dict)

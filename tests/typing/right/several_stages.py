@@ -2,7 +2,7 @@
 
 import onnxshot
 
-result = onnxshot.compress(
+result: onnxshot.CompressResult = onnxshot.compress(
     "model.onnx", "samples/", sparsity=0.5, pattern="2:4", layers={"conv1*": 0.25}, keep_stages="stages/", clip=False
 )
 names: list[str] = [row.name for row in result.report.stages]

@@ -2,7 +2,7 @@
 
 import onnxshot
 
-small = onnxshot.shrink("model.onnx", "samples/", target_flops=0.7, multiple=16)
+small: onnxshot.ShrinkResult = onnxshot.shrink("model.onnx", "samples/", target_flops=0.7, multiple=16)
 sparse = onnxshot.prune(small, "samples/", sparsity=0.5, scope="auto")
 result = onnxshot.quantize(sparse, "samples/", effort="fast")
 report = onnxshot.compare("model.onnx", result, "samples/")
