@@ -17,9 +17,10 @@ def test_a_public_name_is_documented_in_full(name: str) -> None:
     if inspect.isclass(value):
         assert "\nAttributes:\n" in text or name == "RecipeOptions"  # its fields are those of Recipe
         return
-    for heading in ("Args", "Returns", *(() if name == "doctor" else ("Raises",))):
+    gives = () if inspect.signature(value).return_annotation == "None" else ("Returns",)
+    for heading in ("Args", *gives, *(() if name == "doctor" else ("Raises",))):
         assert f"\n{heading}:\n" in text
-    listed = text.partition("\nArgs:\n")[2].partition("\nReturns:\n")[0]
+    listed = text.partition("\nArgs:\n")[2].partition("\nRaises:\n")[0].partition("\nReturns:\n")[0]
     own = inspect.signature(value).parameters.keys() - set(onnxshot.RecipeOptions.__annotations__)
     described = {line.strip().partition(":")[0].strip("*") for line in listed.splitlines()}
     described = {name for names in described for name in names.split(", ")}
