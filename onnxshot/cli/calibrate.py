@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,9 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxshot.calibration.statistics_file import Statistics
 
 
 def calibrate(
@@ -92,5 +95,23 @@ def calibrate(
         "samples": len(found.samples), "considered": found.considered, "tensors": len(found.tensors),
         "seconds": round(time.perf_counter() - started, 3), "notes": list(found.notes),
     }  # fmt: skip
-    lines = [f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples", *found.notes]
-    tell(as_json, values, lambda: terminal.show_text("\n".join(lines)))
+    tell(as_json, values, lambda: _show(found, output))
+
+
+def _show(found: Statistics, output: Path) -> None:
+    """Print what was gathered: in a frame on a terminal, else in one line."""
+    console = terminal.stderr_console()
+    if console.is_terminal:
+        from onnxshot.cli.result_frame import Line, print_frame, print_written
+        from onnxshot.report.advice import megabytes
+
+        size = Line("size", "", megabytes(output.stat().st_size))
+        counts = [
+            Line(name, "", f"{len(of):,}") for name, of in (("tensors", found.tensors), ("samples", found.samples))
+        ]
+        print_frame(console, [*counts, size], after="statistics")
+        print_written(console, [str(output)])
+    else:
+        terminal.show_text(f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples")
+    for note in found.notes:
+        terminal.show_text(note)

@@ -49,4 +49,4 @@ def compare(
     found = onnxshot.compare(reference, candidate, calib, preset=reading, settings=settings)
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: tables.show_report(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_report(found, report))

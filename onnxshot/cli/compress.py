@@ -149,7 +149,7 @@ def compress(
             onnxshot.bundle(result, bundle, calib, preset=reading, settings=settings)
     if report is not None:
         result.report.save(report)
-    tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report))
+    tell(as_json, result.report.to_dict(), lambda: tables.show_stages(result.report, report, bundle))
     for sink in sinks:
         sink.send(result.report.to_dict())
     for stage in result.report.stages:

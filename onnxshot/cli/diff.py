@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 import onnxshot
 from onnxshot.cli import terminal
@@ -26,6 +25,8 @@ from onnxshot.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnxshot.api.diff import Diff, Only
     from onnxshot.difference.compare_layers import LayerChange
 
@@ -57,9 +58,62 @@ def diff(
 
 def _show(found: Diff) -> None:
     """Print sizes and accuracy, the layers that changed most, then scales and nodes that only one file has."""
-    from onnxshot.cli import tables
+    from onnxshot.cli.fitted_table import Field, figures, print_table
+    from onnxshot.cli.merged_errors import merged
 
     console = terminal.stderr_console()
+    if console.is_terminal:
+        _frame(console, found)
+    else:
+        _headline(console, found)
+    if found.contract:
+        terminal.say(console, f"inputs and outputs: {found.contract}")
+    counts = ", ".join(f"{what} of {count}" for what, count in found.changed.items())
+    terminal.say(console, f"layers: {len(found.layers)} differ ({counts or 'none'}), {found.unchanged} do not")
+    fields = (
+        Field("layer", name=True), Field("op", drop=3), Field("precision"), Field("weight", drop=2),
+        Field("SQNR dB", figure=True), Field("zeros", figure=True, drop=4), Field("scale", figure=True, drop=1),
+    )  # fmt: skip
+    print_table(console, fields, [_cells(row) for row in found.layers[:_ROWS]])
+    if len(found.layers) > _ROWS:
+        terminal.say(console, f"... and {len(found.layers) - _ROWS} more: --json has them")
+    for pair in found.activations[:_PAIRS]:
+        kinds = pair.after if pair.before == pair.after else f"{pair.before} -> {pair.after}"
+        text = (
+            f"{kinds}, scale {pair.scale_before:.4g} -> {pair.scale_after:.4g}, zero point shifted by {pair.zero_shift}"
+        )
+        terminal.say(console, f"activation {pair.tensor}: {text}")
+    if found.quantized_before or found.quantized_after:
+        moved = f"{len(found.activations)} of those in both files differ"
+        terminal.say(console, f"quantized activations: {found.quantized_before} -> {found.quantized_after}, {moved}")
+    for where, nodes in (("A", found.only_before), ("B", found.only_after)):
+        if nodes:
+            terminal.say(console, f"only in {where}: {_by_op(nodes)}")
+    if found.worst and found.tensor_samples < found.samples:
+        terminal.say(console, f"tensors: compared on the first {found.tensor_samples} samples")
+    if console.is_terminal:
+        columns = (Field("worst tensors", name=True), *figures("tensors"), Field("op", drop=1), *figures("SQNR dB"))
+        rows = merged(found.worst)[:_PAIRS]
+        print_table(console, columns, [(row.tensor, str(count), row.op, f"{row.sqnr_db:.1f}") for row, count in rows])
+    else:
+        for worst in found.worst[:_PAIRS]:
+            terminal.say(console, f"tensor {worst.tensor} ({worst.op}): SQNR {worst.sqnr_db:.1f} dB")
+    terminal.say_notes(console, found.notes)
+
+
+def _frame(console: Console, found: Diff) -> None:
+    """Print sizes and accuracy in a frame."""
+    from onnxshot.cli.result_frame import accuracy_lines, print_frame, size_line
+
+    terminal.say(console, f"A {found.before}\nB {found.after}")
+    accuracy = accuracy_lines(found.sqnr_db, found.agreement, {"judged": found.samples})
+    print_frame(console, [size_line(found.bytes_before, found.bytes_after), *accuracy], "A", "B")
+
+
+def _headline(console: Console, found: Diff) -> None:
+    """Print sizes and accuracy in one line."""
+    from onnxshot.cli import tables
+
     parts = [f"{escape(found.after)} against {escape(found.before)}"]
     parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
     if found.sqnr_db is not None:
@@ -67,35 +121,6 @@ def _show(found: Diff) -> None:
     if found.agreement is not None:
         parts.append(tables.accuracy(None, found.agreement))
     console.print("  ".join(parts))
-    if found.contract:
-        console.print(escape(f"inputs and outputs: {found.contract}"))
-    counts = ", ".join(f"{what} of {count}" for what, count in found.changed.items())
-    console.print(f"layers: {len(found.layers)} differ ({counts or 'none'}), {found.unchanged} do not")
-    table = Table(terminal.name_column("layer"), "op", "precision", "weight", "SQNR dB", "zeros", "scale", box=None)
-    for row in found.layers[:_ROWS]:
-        table.add_row(*map(escape, _cells(row)))
-    if found.layers:
-        console.print(table)
-    if len(found.layers) > _ROWS:
-        console.print(f"... and {len(found.layers) - _ROWS} more: --json has them")
-    for pair in found.activations[:_PAIRS]:
-        kinds = pair.after if pair.before == pair.after else f"{pair.before} -> {pair.after}"
-        text = (
-            f"{kinds}, scale {pair.scale_before:.4g} -> {pair.scale_after:.4g}, zero point shifted by {pair.zero_shift}"
-        )
-        console.print(escape(f"activation {pair.tensor}: {text}"))
-    if found.quantized_before or found.quantized_after:
-        moved = f"{len(found.activations)} of those in both files differ"
-        console.print(f"quantized activations: {found.quantized_before} -> {found.quantized_after}, {moved}")
-    for where, nodes in (("A", found.only_before), ("B", found.only_after)):
-        if nodes:
-            console.print(escape(f"only in {where}: {_by_op(nodes)}"))
-    if found.worst and found.tensor_samples < found.samples:
-        console.print(f"tensors: compared on the first {found.tensor_samples} samples")
-    for worst in found.worst[:_PAIRS]:
-        console.print(escape(f"tensor {worst.tensor} ({worst.op}): SQNR {worst.sqnr_db:.1f} dB"))
-    for note in found.notes:
-        console.print(escape(f"note: {note}"))
 
 
 def _cells(row: LayerChange) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import onnxshot
 from onnxshot.cli import terminal
@@ -26,7 +26,7 @@ def doctor(threads: ThreadsOpt = 2, as_json: JsonOpt = False) -> None:
 
 def _show(found: Diagnosis) -> None:
     console, cpu = terminal.stderr_console(), found.processor
-    table = Table("part", terminal.name_column("version"), terminal.name_column("what it has"), box=None)
+    table = Table("part", Column("version", overflow="fold"), Column("what it has", overflow="fold"), box=None)
     table.add_row("onnxshot", found.version, "")
     table.add_row("CPU", escape(cpu.name), escape(f"{cpu.cores} cores, {' '.join(cpu.flags) or 'no known flags'}"))
     for gpu in found.gpus:
@@ -40,4 +40,4 @@ def _show(found: Diagnosis) -> None:
         table.add_row(f"extra {extra.name}", "-" if extra.missing else "here", escape(missing if extra.missing else ""))
     console.print(table)
     for target, verdict in found.verdicts.items():
-        console.print(escape(f"{target}: {verdict}"))
+        terminal.say(console, f"{target}: {verdict}")

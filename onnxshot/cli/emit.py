@@ -95,4 +95,4 @@ def emit(
         )  # fmt: skip
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: tables.show_emitted(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_emitted(found, report))

@@ -164,9 +164,9 @@ def prune(
         save_report(result.report.to_dict(), report)
     if isinstance(result, onnxshot.PruneResult):
         pruned = result.report
-        tell(as_json, pruned.to_dict(), lambda: tables.show_pruned(pruned))
+        tell(as_json, pruned.to_dict(), lambda: tables.show_pruned(pruned, report))
         return
     cut = result.report
-    tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut), output=out)
+    tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut, model, out, report), output=out)
     if not cut.reached:
         raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")

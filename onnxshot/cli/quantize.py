@@ -259,7 +259,7 @@ def quantize(
         )  # fmt: skip
         if report is not None:
             save_report(values, report)
-        tell(as_json, values, lambda: show_folder(made))
+        tell(as_json, values, lambda: show_folder(made, report))
         for sink in sinks:
             sink.send(values)
         _refuse_slow(made.reports, require_faster)
@@ -297,7 +297,7 @@ def quantize(
     values = emit_options.joint_report(reports)
     if report is not None:
         save_report(values, report)
-    tell(as_json, values, lambda: tables.show_reports(reports.values()))
+    tell(as_json, values, lambda: tables.show_reports(reports.values(), report, *bundles.values()))
     for sink in sinks:
         sink.send(values)
     for name, found in reports.items():

@@ -47,20 +47,15 @@ def quantize_folder(
         raise UsageError(f"{folder} is a folder, and {wrong[0]} is for one file", "name one .onnx file of the folder")
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(**how, progress=show)
-        made = onnxshot.quantize_folder(
-            folder, calib, output=output, preset=preset, recipe=recipe, settings=settings
-        )
+        made = onnxshot.quantize_folder(folder, calib, output=output, preset=preset, recipe=recipe, settings=settings)
     return made.to_dict(), made
 
 
-def show_folder(made: onnxshot.FolderResult) -> None:
-    """Print the report of every file, and what was copied."""
-    from rich.markup import escape
-
+def show_folder(made: onnxshot.FolderResult, report: Path | None = None) -> None:
+    """Print the report of every file, and what was copied. report: where they were also written."""
     from onnxshot.cli import tables
 
-    tables.show_reports(made.reports.values())
+    tables.show_reports(made.reports.values(), report)
     console = terminal.stderr_console()
-    console.print(escape(f"{made.folder}: {len(made.reports)} models, {len(made.copied)} files copied beside them"))
-    for note in made.notes:
-        console.print(escape(f"note: {note}"))
+    terminal.say(console, f"{made.folder}: {len(made.reports)} models, {len(made.copied)} files copied beside them")
+    terminal.say_notes(console, made.notes)

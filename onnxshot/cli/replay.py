@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from onnxshot.cli.options import (
 )
 from onnxshot.errors import GoalMissed
 
+if TYPE_CHECKING:
+    from onnxshot.api.replay import Replayed
+
 
 def replay(
     model: ModelArg,
@@ -40,7 +43,10 @@ def replay(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
+            "-o",
+            "--output",
+            metavar="FILE",
+            rich_help_panel=RESULT,
             help="Default: MODEL.replay.onnx, beside MODEL.",
         ),
     ] = None,
@@ -61,7 +67,21 @@ def replay(
     verdict = {True: "the same bytes", False: "other bytes", None: "its bytes were not recorded"}[found.same]
     lines = [f"{found.output}  {' + '.join(found.runs)}: {verdict}  SHA-256 {found.sha256}", *found.notes]
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.changed.items()]
-    tell(as_json, found.to_dict(), lambda: terminal.show_text("\n".join(lines)))
+    tell(as_json, found.to_dict(), lambda: _show(found, model, verdict, lines))
     if found.same is False:
         others = "; ".join(lines[1:]) or "the versions are the same, so the CPU probably differs, or --memory"
         raise GoalMissed(f"{found.output} was written, but its bytes are not those of the record", others)
+
+
+def _show(found: Replayed, model: Path, verdict: str, lines: list[str]) -> None:
+    """Print what was repeated: in a frame on a terminal, else these lines."""
+    console = terminal.stderr_console()
+    if console.is_terminal:
+        from onnxshot.cli.result_frame import Line, bytes_of, print_frame, print_written, size_line
+
+        same = {True: "ready", False: "bad", None: "caution"}[found.same]
+        runs = Line("runs", "", " + ".join(found.runs), verdict, same)
+        print_frame(console, [size_line(bytes_of(model), bytes_of(found.output)), runs])
+        print_written(console, [str(found.output)])
+        lines = [f"SHA-256 {found.sha256}", *lines[1:]]
+    terminal.show_text("\n".join(lines))

@@ -70,4 +70,4 @@ def sensitivity(
         )
     if report is not None:
         found.save(report)
-    tell(as_json, found.to_dict(), lambda: tables.show_sensitivity(found))
+    tell(as_json, found.to_dict(), lambda: tables.show_sensitivity(found, report))

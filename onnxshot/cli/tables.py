@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from onnxshot.api.sensitivity import Sensitivity
-from onnxshot.cli.terminal import STYLES, name_column, stderr_console
+from onnxshot.cli.fitted_table import Field, figures, print_table
+from onnxshot.cli.merged_errors import merged
+from onnxshot.cli.result_frame import Line, bytes_of, lines_of, print_frame, print_written, size_line
+from onnxshot.cli.terminal import STYLES, say, say_notes, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, decibels, level_of, words_of
 from onnxshot.report.counts import counts
@@ -25,68 +28,105 @@ from onnxshot.verification.decoding_speed import PROMPT
 
 _WORST = 5
 _SKIPS = 6
-
-
-def show_reports(reports: Iterable[Report]) -> None:
-    """Print one result after another."""
-    for report in reports:
-        show_report(report)
-
-
 _SAME_SHARE = 0.0005  # shares that differ by less are printed once
 
 
-def show_report(report: Report) -> None:
-    """Print a result: sizes, accuracy, speed, the worst tensors, the weights that stayed float, the next step."""
+def show_reports(reports: Iterable[Report], *more: Path | None) -> None:
+    """Print one result after another. more: what else was written, such as the report."""
+    for number, report in enumerate(reports):
+        if number and stderr_console().is_terminal:
+            stderr_console().print()
+        show_report(report, *(() if number else more))
+
+
+def show_report(report: Report, *more: Path | None) -> None:
+    """Print a result: sizes, accuracy, speed, the worst tensors, the weights that stayed float, the next step.
+
+    more: paths of what else was written, such as the report; a terminal shows them.
+    """
     console = stderr_console()
-    console.print(_headline(report))
     values = report.to_dict()
-    for line in (in_one_line(values), decoding_in_one_line(values), blocks_in_words(values)):
-        if line:
-            console.print(escape(line))
+    if console.is_terminal:
+        _frames(console, report, more)
+        lines = [in_one_line({**values, "tokens": {}}), blocks_in_words(values)]
+    else:
+        console.print(_headline(report))
+        lines = [in_one_line(values), decoding_in_one_line(values), blocks_in_words(values)]
+    for line in filter(None, lines):
+        say(console, line)
     if report.worst and not report.on_random_data:  # errors per layer mean nothing on random inputs
-        head = name_column(f"worst tensors{_sample_share(report)}")
-        table = Table(head, "op", "SQNR dB", "range", "clipped", box=None, pad_edge=False)
-        for row in report.worst[:_WORST]:
-            span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
-            clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
-            table.add_row(escape(row.tensor), row.op, f"{row.sqnr_db:.1f}", span, clipped)
-        console.print(table)
-    for artifact in report.outputs:
-        if artifact.format != "onnx":
-            console.print(escape(_artifact_line(artifact)))
+        _worst(console, report)
+    if not console.is_terminal:
+        for artifact in report.outputs:
+            if artifact.format != "onnx":
+                console.print(escape(_artifact_line(artifact)))
     for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
-        console.print(escape(f"float weight: {line}"))
+        say(console, f"float weight: {line}")
     if report.onnxruntime is not None:
-        console.print(escape(report.onnxruntime.to_text()))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
+        say(console, report.onnxruntime.to_text())
+    say_notes(console, report.notes)
     for tried in report.tried:
-        console.print(escape(f"{'taken' if tried.get('taken') else 'measured too'}: {words_of(tried)}"))
+        say(console, f"{'taken' if tried.get('taken') else 'measured too'}: {words_of(tried)}")
     _show_verdict(console, report.verdict)
+
+
+def _frames(console: Console, report: Report, more: Sequence[Path | None]) -> None:
+    """Print a frame for each artifact with its path; for a comparison, which writes none, one frame."""
+    if not report.outputs:
+        print_frame(console, lines_of(report), "float", "candidate")
+    for artifact in report.outputs:
+        print_frame(console, lines_of(report, artifact))
+        print_written(console, [artifact.path])
+        for note in artifact.notes:
+            say(console, note)
+    _written(console, more)
+
+
+def _written(console: Console, paths: Sequence[Path | str | None]) -> None:
+    """Print the paths of what was written to a terminal."""
+    if console.is_terminal:
+        print_written(console, [str(path) for path in paths if path is not None])
+
+
+def _worst(console: Console, report: Report) -> None:
+    """Print the tensors with the largest errors. Those of one error are one row."""
+    rows = merged(report.worst) if console.is_terminal else [(row, 1) for row in report.worst]
+    cells = []
+    several = any(count > 1 for _, count in rows[:_WORST])
+    for row, count in rows[:_WORST]:
+        span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
+        clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
+        cells.append((row.tensor, str(count) if several else "", row.op, f"{row.sqnr_db:.1f}", span, clipped))
+    fields = (
+        Field(f"worst tensors{_sample_share(report)}", name=True), Field("tensors", figure=True), Field("op", drop=3),
+        Field("SQNR dB", figure=True), Field("range", figure=True, drop=2), Field("clipped", figure=True, drop=1),
+    )  # fmt: skip
+    print_table(console, fields, cells)
 
 
 def _show_verdict(console: Console, verdict: Verdict) -> None:
     """Print each reason against a result on a coloured line, then the next step."""
     for number, reason in enumerate(verdict.reasons):
         said = "also" if number else WORDS[verdict.level]
-        console.print(f"[{STYLES[verdict.level]}]{said}: {escape(reason)}[/]")
-    console.print(escape(f"next: {verdict.next}"))
+        say(console, f"{said}: {reason}", STYLES[verdict.level])
+    say(console, f"next: {verdict.next}")
 
 
-def show_emitted(report: Report) -> None:
-    """Print one line per artifact, with its measurements in its own runtime."""
+def show_emitted(report: Report, *more: Path | None) -> None:
+    """Print each artifact with its measurements in its own runtime. more: what else was written."""
     console = stderr_console()
-    for artifact in report.outputs:
-        console.print(escape(_artifact_line(artifact)))
-    if report.sqnr_db is not None:
-        console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
+    if console.is_terminal:
+        _frames(console, report, more)
+    else:
+        for artifact in report.outputs:
+            console.print(escape(_artifact_line(artifact)))
+        if report.sqnr_db is not None:
+            console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
-        console.print(escape(f"left as it is: {line}"))
+        say(console, f"left as it is: {line}")
     if report.onnxruntime is not None:
-        console.print(escape(report.onnxruntime.to_text()))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
+        say(console, report.onnxruntime.to_text())
+    say_notes(console, report.notes)
     _show_verdict(console, report.verdict)
 
 
@@ -112,94 +152,150 @@ def _artifact_line(artifact: Artifact) -> str:
     return ", ".join(parts) + "".join(f"; {note}" for note in artifact.notes)
 
 
-def show_pruned(report: PruneReport) -> None:
+def show_pruned(report: PruneReport, *more: Path | None) -> None:
     """Print a pruned model: sizes, accuracy, the densest and sparsest layers, skipped nodes, the next step."""
     console = stderr_console()
     zeros = f"{100 * report.sparsity:.1f} % zeros"
-    if abs(report.sparsity - report.sparsity_of_all) >= _SAME_SHARE:
-        zeros += f" in the layers to be pruned, {100 * report.sparsity_of_all:.1f} % in all weights"
-    parts = [_headline(report), zeros]
-    if report.magnitude_sqnr_db is not None:
-        parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
-    console.print("  ".join(parts))
-    table = Table(name_column("layer"), "op", "weights", "zeros", box=None, pad_edge=False)
+    of_all = abs(report.sparsity - report.sparsity_of_all) >= _SAME_SHARE
+    if console.is_terminal:
+        for artifact in report.outputs:
+            print_frame(console, [*lines_of(report, artifact), *_zeros(report, of_all)])
+            _written(console, [artifact.path, *more])
+    else:
+        if of_all:
+            zeros += f" in the layers to be pruned, {100 * report.sparsity_of_all:.1f} % in all weights"
+        parts = [_headline(report), zeros]
+        if report.magnitude_sqnr_db is not None:
+            parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
+        console.print("  ".join(parts))
     rows = sorted(report.layers, key=lambda row: row.sparsity)
     shown = rows if len(rows) <= 2 * _WORST else [*rows[:_WORST], *rows[-_WORST:]]
-    for row in shown:
-        table.add_row(escape(row.layer), row.op, str(row.weights), f"{100 * row.sparsity:.1f} %")
-    console.print(table)
-    for skip in report.skips[:_SKIPS]:
-        console.print(escape(f"not pruned: {skip.node} ({skip.op}): {skip.reason}"))
+    fields = (Field("layer", name=True), Field("op", drop=1), *figures("weights", "zeros"))
+    print_table(
+        console, fields, [(row.layer, row.op, f"{row.weights:,}", f"{100 * row.sparsity:.1f} %") for row in shown]
+    )
+    _skipped(console, "not pruned", report.skips)
     for line in report.worth:
-        console.print(escape(line))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
+        say(console, line)
+    say_notes(console, report.notes)
     _show_verdict(console, report.verdict)
 
 
-def show_shrunk(report: ShrinkReport) -> None:
-    """Print the MACs, parameters and latency that remain, then the groups of channels, the one cut most first."""
+def _zeros(report: PruneReport, of_all: bool) -> Iterator[Line]:
+    """The lines of a frame that only pruning has."""
+    weights = sum(row.weights for row in report.layers)
+    before = f"{100 * sum(row.before * row.weights for row in report.layers) / weights:.1f} %" if weights else ""
+    words = f"{100 * report.sparsity_of_all:.1f} % of all weights" if of_all else ""
+    yield Line("zeros", before, f"{100 * report.sparsity:.1f} %", words)
+    if report.magnitude_sqnr_db is not None:
+        yield Line("by magnitude alone", "", decibels(report.magnitude_sqnr_db), "without compensation")
+
+
+def _skipped(console: Console, what: str, skips: Sequence[Skip]) -> None:
+    """Print what was left out: on a terminal one line for each reason."""
+    if console.is_terminal:
+        for line in _grouped(skips):
+            say(console, f"{what}: {line}")
+        return
+    for skip in skips[:_SKIPS]:
+        say(console, f"{what}: {skip.node} ({skip.op}): {skip.reason}")
+
+
+def show_shrunk(report: ShrinkReport, model: Path, output: Path, *more: Path | None) -> None:
+    """Print the MACs, parameters and latency that remain, then the groups of channels, the one cut most first.
+
+    Args:
+        report: of the run.
+        model: the given model.
+        output: the file that was written.
+        more: what else was written.
+    """
     console = stderr_console()
     (work, left), (params, kept) = report.macs, report.params
-    parts = [f"{100 * left / max(work, 1):.1f} % of the MACs", f"{100 * kept / max(params, 1):.1f} % of the parameters"]
-    if report.latency is not None:
-        parts.append(f"{100 * report.latency:.0f} % of the latency")
-    if report.drop is not None:
-        parts.append(f"score {report.drop:.4g} lower")
-    console.print("remaining: " + ", ".join(parts))
+    if console.is_terminal:
+        lines = [
+            size_line(bytes_of(model), bytes_of(output)),
+            _share("MACs", work, left),
+            _share("parameters", params, kept),
+        ]
+        if report.latency is not None:
+            lines.append(Line("time", "100 %", f"{100 * report.latency:.0f} %", f"{1 / report.latency:.2f}x as fast"))
+        if report.drop is not None and report.score is not None:
+            lines.append(
+                Line("score", f"{report.score:.4g}", f"{report.score - report.drop:.4g}", f"{report.drop:.4g} lower")
+            )
+        print_frame(console, lines)
+        _written(console, [output, *more])
+    else:
+        shares = (
+            f"{100 * left / max(work, 1):.1f} % of the MACs",
+            f"{100 * kept / max(params, 1):.1f} % of the parameters",
+        )
+        parts = list(shares)
+        if report.latency is not None:
+            parts.append(f"{100 * report.latency:.0f} % of the latency")
+        if report.drop is not None:
+            parts.append(f"score {report.drop:.4g} lower")
+        console.print("remaining: " + ", ".join(parts))
     for branch in report.branches:
-        console.print(escape(f"removed: the residual branch of {branch}"))
-    table = Table(name_column("group"), "kind", "before", "after", box=None, pad_edge=False)
+        say(console, f"removed: the residual branch of {branch}")
     cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)
-    for row in cut[: 2 * _WORST]:
-        table.add_row(escape(row.group), row.kind, str(row.before), str(row.after))
-    console.print(table)
-    for skip in report.skips[:_SKIPS]:
-        console.print(escape(f"not cut: {skip.node} ({skip.op}): {skip.reason}"))
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
+    fields = (Field("group", name=True), Field("kind", drop=1), *figures("before", "after"))
+    rows = [(row.group, row.kind, str(row.before), str(row.after)) for row in cut[: 2 * _WORST]]
+    print_table(console, fields, rows)
+    _skipped(console, "not cut", report.skips)
+    say_notes(console, report.notes)
     _show_verdict(console, report.verdict)
 
 
-def show_stages(report: CompressReport) -> None:
-    """Print one line per stage, then the share of zeros."""
+def _share(what: str, before: int, after: int) -> Line:
+    return Line(what, f"{before:,}", f"{after:,}", f"{100 * after / max(before, 1):.1f} % remain")
+
+
+def show_stages(report: CompressReport, *more: Path | None) -> None:
+    """Print one line per stage, then the share of zeros. more: what was written besides the result."""
     console = stderr_console()
-    table = Table("stage", "MB", "SQNR dB", "agreement", "ms", "speed", box=None, pad_edge=False)
+    fields = (
+        Field("stage"), *figures("MB", "SQNR dB"), Field("agreement", figure=True, drop=2),
+        Field("int8 MACs", figure=True, drop=1), *figures("ms", "speed"), Field("verdict"),
+    )  # fmt: skip
+    rows, styles = [], []
     for stage in report.stages:
         db = "" if stage.sqnr_db is None else f"{stage.sqnr_db:.1f}"
         agreement = "" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
-        style = STYLES[BAD] if level_of(stage.sqnr_db, stage.agreement, report.samples.get("cases")) == BAD else None
-        table.add_row(
-            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x",
-            style=style,
-        )  # fmt: skip
-    console.print(table)
+        low = level_of(stage.sqnr_db, stage.agreement, report.samples.get("cases")) == BAD
+        share = getattr(stage.report, "int8_macs_share", None)
+        rows.append((
+            stage.name, f"{stage.bytes / 1e6:.2f}", db, agreement, "" if share is None else f"{100 * share:.0f} %",
+            f"{stage.latency_ms:.3f}", f"{stage.speedup:.2f}x", "too low" if low else "",
+        ))  # fmt: skip
+        styles.append(STYLES[BAD] if low else "")
+    print_table(console, fields, rows, styles, framed=True)
+    _written(console, [*(artifact.path for artifact in report.outputs), *more])
     for stage in report.stages:
         if isinstance(stage.report, PruneReport):
-            console.print(f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, all kept by later stages")
-    for note in report.notes:
-        console.print(escape(f"note: {note}"))
+            say(console, f"{stage.name}: {100 * stage.report.sparsity:.1f} % zeros, all kept by later stages")
+    say_notes(console, report.notes)
     _show_verdict(console, report.verdict)
 
 
-def show_sensitivity(found: Sensitivity) -> None:
-    """Print one line per node, the most costly first."""
-    table = Table(name_column("node"), "op", "how", "int8 dB", "per tensor", box=None, pad_edge=False)
-    gains = any(row.float_gain_db is not None for row in found.nodes)
-    if gains:
-        table.add_column("if float")
-    for header in ("float ms", "int8 ms"):
-        table.add_column(header)
-    for row in found.nodes:
-        figures = [row.per_channel_db, row.per_tensor_db, *([row.float_gain_db] if gains else [])]
-        times = (f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))
-        texts = ("" if value is None else f"{value:.1f}" for value in figures)
-        table.add_row(escape(row.node), row.op, row.how, *texts, *times)
+def show_sensitivity(found: Sensitivity, *more: Path | None) -> None:
+    """Print one line per node, the most costly first. more: what was written."""
     console = stderr_console()
-    console.print(f"{escape(found.input)}  all in int8: {accuracy(found.sqnr_db, None)} on {found.samples} samples")
-    console.print(table)
-    for note in found.notes:
-        console.print(escape(f"note: {note}"))
+    say(console, f"{found.input}  all in int8: SQNR {decibels(found.sqnr_db)} on {found.samples} samples")
+    rows = []
+    for row in found.nodes:
+        figs = (row.per_channel_db, row.per_tensor_db, row.float_gain_db)
+        texts = ("" if value is None else f"{value:.1f}" for value in figs)
+        rows.append((row.node, row.op, row.how, *texts, *(f"{ms:.3f}" for ms in (row.float_ms, row.int8_ms))))
+    fields = (
+        Field("node", name=True), Field("op", drop=3), Field("how", drop=2), Field("int8 dB", figure=True),
+        Field("per tensor", figure=True, drop=1), Field("if float", figure=True, drop=4),
+        *figures("float ms", "int8 ms"),
+    )  # fmt: skip
+    print_table(console, fields, rows)
+    _written(console, more)
+    say_notes(console, found.notes)
 
 
 def _sample_share(report: Report) -> str:
@@ -242,7 +338,7 @@ def accuracy(sqnr_db: float | None, agreement: float | None, *, judged: bool = T
 def show_latencies(rows: Sequence[Latency]) -> None:
     """Print the runtime, then one line per model; speedups are relative to the first."""
     if rows and rows[0].runtime:
-        stderr_console().print(f"in {escape(rows[0].runtime)}")
+        say(stderr_console(), f"in {rows[0].runtime}")
     _print_latencies(rows)
     for what, part in (("one token behind a prompt", "token"), ("a prompt", "prompt")):
         inner = [one for row in rows if (one := getattr(row, part)) is not None]
@@ -253,11 +349,15 @@ def show_latencies(rows: Sequence[Latency]) -> None:
 
 
 def _print_latencies(rows: Sequence[Latency]) -> None:
-    heads = ("median ms", "p10", "p90", "speedup", "CPU ms", "CPU speedup")
+    fields = (
+        Field("model", name=True), Field("median ms", figure=True), Field("p10", figure=True, drop=3),
+        Field("p90", figure=True, drop=4), Field("speedup", figure=True), Field("CPU ms", figure=True, drop=1),
+        Field("CPU speedup", figure=True, drop=2),
+    )  # fmt: skip
     measured = all(row.cpu_ms is not None for row in rows)
-    table = Table(name_column("model"), *(heads if measured else heads[:4]), box=None, pad_edge=False)
+    cells = []
     for row in rows:
-        cpu = [f"{row.cpu_ms:.3f}", f"{row.cpu_ratio:.2f}x"] if measured else []
-        figures = (f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}", f"{row.ratio:.2f}x", *cpu)
-        table.add_row(escape(str(row.path)), *figures)
-    stderr_console().print(table)
+        cpu = (f"{row.cpu_ms:.3f}", f"{row.cpu_ratio:.2f}x") if measured else ("", "")
+        times = (f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}")
+        cells.append((str(row.path), *times, f"{row.ratio:.2f}x", *cpu))
+    print_table(stderr_console(), fields, cells)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 SHOWN_AFTER = 1.0
 """Seconds of work after which the progress bar appears."""
+
+MOST_NOTES = 4
+"""How many notes a terminal shows."""
+_LEAST_COLUMNS = 20  # of a terminal, below which text is not wrapped further
 
 _READY = "ready"
 STYLES = {_READY: "green", "caution": "yellow", "bad": "bold red"}
@@ -53,15 +58,47 @@ def quiet(wanted: bool) -> Iterator[None]:
 
 
 def stderr_console() -> Console:
-    """Return a console on stderr that does not wrap lines; one that prints nothing if the command is quiet."""
+    """Return a console on stderr, which prints nothing if the command is quiet. `say` wraps lines, at words."""
     return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
+
+
+def say(console: Console, text: str, style: str = "", indent: str = "  ") -> None:
+    """Print a paragraph of plain text: wrapped at words on a terminal, each line as it is on a pipe."""
+    for line in text.split("\n"):
+        lines = [line]
+        if console.is_terminal:
+            lines = textwrap.wrap(
+                line, max(console.width, _LEAST_COLUMNS), subsequent_indent=indent, break_long_words=False,
+                break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
+            ) or [""]  # fmt: skip
+        for part in lines:
+            console.print(Text(part, style=style))
+
+
+def say_notes(console: Console, notes: Iterable[str]) -> None:
+    """Print notes: a terminal that is not asked for more shows a few, those that name an option before others."""
+    told = list(dict.fromkeys(notes))
+    all_wanted = logging.getLogger("onnxshot").isEnabledFor(logging.INFO)  # --verbose
+    if console.is_terminal and len(told) > MOST_NOTES and not all_wanted:
+        shown = sorted(told, key=lambda note: not _names_option(note))[:MOST_NOTES]
+    else:
+        shown = told
+    for note in (note for note in told if note in shown):
+        say(console, f"note: {note}")
+    if len(told) > len(shown):
+        say(console, f"{len(told) - len(shown)} more notes: --verbose, --report FILE or --json")
+
+
+def _names_option(note: str) -> bool:
+    """Whether a note says what to do."""
+    return " --" in note or "onnxshot " in note
 
 
 def show_text(text: str, level: str = "") -> None:
     """Print text without markup, in the colour of a verdict's level if one is given; a bad one also if quiet."""
     console = stderr_console()
     console.quiet = _quiet and level != "bad"
-    console.print(escape(text), style=STYLES.get(level) if level != _READY else None)
+    say(console, text, STYLES.get(level, "") if level != _READY else "")
 
 
 class _Rate(ProgressColumn):
@@ -118,8 +155,3 @@ def progress(wanted: bool) -> Iterator[Callback | None]:
         yield show
     finally:
         bar.stop()
-
-
-def name_column(header: str) -> Column:
-    """Return a column for names and paths, which wraps instead of truncating, because names often differ at the end."""
-    return Column(header, overflow="fold")

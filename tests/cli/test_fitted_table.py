@@ -1,0 +1,90 @@
+"""Tables on terminals of any width: names elided in the middle, figures right, rows of one error merged."""
+
+import io
+from dataclasses import dataclass
+
+import pytest
+from rich.console import Console
+
+from onnxshot.cli.fitted_table import Field, all_elided, figures, print_table
+from onnxshot.cli.merged_errors import merged
+from onnxshot.cli.result_frame import lines_of, print_frame
+from onnxshot.report.report import Report
+from onnxshot.report.values import Artifact
+
+FIELDS = (Field("node", name=True), Field("op", drop=2), Field("range", figure=True, drop=1), *figures("dB"))
+NAMES = [f"/model/layers.{i}/attention/self/value/MatMul_output_0" for i in range(12)]
+ROWS = [(name, "MatMul", f"0 .. {i}", f"{i}.0") for i, name in enumerate(NAMES)]
+
+
+def console(width: int, *, terminal: bool = True) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, soft_wrap=True, color_system=None)
+
+
+def printed(where: Console) -> list[str]:
+    assert isinstance(where.file, io.StringIO)
+    return where.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_is_one_line_a_row_and_never_wider_than_the_terminal(width: int, framed: bool) -> None:
+    where = console(width)
+    print_table(where, FIELDS, ROWS, framed=framed)
+    lines = printed(where)
+    assert len(lines) == len(ROWS) + (4 if framed else 1)
+    assert max(map(len, lines)) <= width
+    assert all(f"{i}.0" in line for i, line in enumerate(lines[3:-1] if framed else lines[1:]))
+
+
+def test_columns_go_in_their_order_and_names_last() -> None:
+    heads = {}
+    for width in (120, 48, 44, 24):
+        where = console(width)
+        print_table(where, FIELDS, ROWS)
+        heads[width] = printed(where)[0].split()
+    assert heads == {120: ["node", "op", "range", "dB"], 48: ["node", "op", "dB"], 44: ["node", "op", "dB"],
+                     24: ["node", "dB"]}  # fmt: skip
+
+
+def test_figures_stand_right() -> None:
+    where = console(80)
+    print_table(where, (Field("a"), *figures("ms")), [("x", "1.5"), ("y", "10.25")])
+    assert printed(where) == ["a     ms", "x    1.5", "y  10.25"]
+
+
+def test_a_pipe_has_whole_names() -> None:
+    where = console(20, terminal=False)
+    print_table(where, FIELDS, ROWS, framed=True)
+    assert [line.split()[0] for line in printed(where)] == ["node", *NAMES]
+
+
+def test_elided_names_still_differ() -> None:
+    short = all_elided(NAMES, 24)
+    assert max(map(len, short)) == 24
+    assert len(set(short)) == len(NAMES)
+    assert all_elided(["conv1"], 24) == ["conv1"]
+
+
+@dataclass(frozen=True)
+class Row:
+    sqnr_db: float
+    depth: int | None
+
+
+def test_rows_of_one_error_are_one_row() -> None:
+    chain = [Row(20.0, 3), Row(20.05, 5), Row(19.98, 4), Row(20.0, 9), Row(35.0, 8), Row(18.0, 1)]
+    assert merged(chain) == [(Row(18.0, 1), 1), (Row(20.0, 3), 3), (Row(20.0, 9), 1), (Row(35.0, 8), 1)]
+    assert len(merged([Row(20.0, None), Row(20.0, None)])) == 2
+
+
+def test_a_frame_says_in_words_what_its_colours_say() -> None:
+    report = Report("a.onnx", {}, input_bytes=4_000_000, sqnr_db=9.0, agreement=0.5)
+    report.samples = {"judged": 64, "cases": 64}
+    report.latency = {"float_ms": 1.0, "ms": 2.0, "speedup": 0.5}
+    where = console(80)
+    print_frame(where, lines_of(report, Artifact("b.onnx", "ort", "onnx", 1_000_000)))
+    text = "\n".join(printed(where))
+    for words in ("4.00x smaller", "0.50x as fast: slower", "below 15 dB", "below 95 %", "4.00 MB", "1.00 MB"):
+        assert words in text
+    assert max(map(len, printed(where))) <= 80
