@@ -69,7 +69,13 @@ class ItemReader:
         if len(self._names) == len(values) == 1 and self._names[0] not in values:
             ((self._renamed, value),) = values.items()
             values = {self._names[0]: value}
-        check_names(values, self._specs, where)
+        try:
+            check_names(values, self._specs, where)
+        except CalibrationError as e:
+            if len(self._names) == 1 and values:
+                some = next((name for name in values if is_tensor(values[name])), next(iter(values)))
+                e.hint = f"{e.hint}; or give transform=lambda item: item[{some!r}]"
+            raise
         self._extra.update(dict.fromkeys(name for name in values if name not in self._names))
         return {name: as_array(values[name], name, where) for name in self._names}
 

@@ -89,7 +89,7 @@ def _compared(
     given = open_calib(calib, loaded, preset, settings, also=made)
     with given as data, runnable_on_cpu([reference, candidate]) as (runs, notes):
         reference, candidate = runs
-        report.notes += notes
+        report.notes += [*(() if data.random else data.notes), *notes]
         # It is not known which samples the candidate was calibrated on, so none is reported as held out.
         report.samples = {"source": data.source, "random": data.random}
         factors = factors_between(reference, candidate)

@@ -139,6 +139,7 @@ def compress(
     report.accepted = settings.accept
     with scratch() as made, open_calib(calib, loaded, preset, settings, sizes) as data:
         refuse_copies(data, sizes.inputs, len(split(len(data), HOLDOUT)[1]))
+        report.notes += () if data.random else data.notes
         source = Path(model) if isinstance(model, str | Path) else made / "input.onnx"
         if isinstance(model, ModelProto):
             write(loaded, source)

@@ -190,7 +190,7 @@ def _difference(
             found = compare(
                 runs[0], runs[1], data, tensors=None, threads=settings.threads, scaled=same.tensors, form=same.form
             )
-        ran = tuple(notes)
+        ran = (*(() if data.random else data.notes), *notes)
         facts = {
             "samples": found.samples, "sqnr_db": found.sqnr_db, "agreement": found.agreement,
             "outputs": found.outputs, "worst": tuple(row for row in found.tensors if row.op not in _PAIR),

@@ -62,3 +62,11 @@ def test_without_limits_or_reference_there_is_nothing_to_judge() -> None:
         onnxshot.testing.assert_accuracy(MODEL, PICTURES, reference=MODEL)
     with pytest.raises(UsageError, match="no float model"):
         onnxshot.testing.assert_accuracy(MODEL, PICTURES, min_sqnr=1)
+
+
+def test_what_was_understood_of_samples_is_told_where_they_are_compared() -> None:
+    report = onnxshot.testing.assert_accuracy(
+        MODEL, [(PICTURES, np.zeros(8))], reference=MODEL, min_sqnr=60, transform=lambda item: (item[0], 1)
+    )
+    assert "list of 1 batch of 8: 8 samples" in report.notes
+    assert any("second element" in note for note in report.notes)

@@ -142,6 +142,7 @@ def test_columns_of_a_hub_data_set_go_by_name_and_others_are_dropped():
     assert "HubDataset #0 holds only 'input_ids', 'mask' ('input_ids' may be meant" in refused(
         HubDataset({"input_ids": IDS, "mask": IDS}), TEXT
     )
+    assert "or give transform=lambda item: item['image']" in refused([{"image": ROWS, "label": 1, "x2": 2}])
     assert "give one of them: data['train']" in refused({"train": source, "test": source}, TEXT)
 
 
