@@ -14,7 +14,7 @@ import pytest
 from fixture_data import FIXTURES, fixture
 from fixture_runs import PROVEN, QUICK, command, data_of, sqnr, stored
 from handmade import HANDMADE
-from handmade.core import Feed, model, vector, weight
+from handmade.core import Feed, model, samples, vector, weight
 from PIL import Image
 
 import onnxshot
@@ -148,7 +148,7 @@ def test_row04_samples_of_any_length_and_batch(method: str) -> None:
         for batch, length in ((1, 16), (3, 57), (2, 16), (1, 200))
     ]
     result = quantize(proto, feeds, method=method, settings=PROVEN)
-    assert result.report.samples["calibration"] == 3
+    assert result.report.samples["calibration"] == 5, "the four batches are seven samples"
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > 20
     assert result.plan.labels("static")
@@ -352,7 +352,7 @@ def test_row09_no_scale_is_zero_infinite_or_subnormal(scale: float, method: str)
 def test_row09_a_nan_is_told_with_tensor_and_sample() -> None:
     """Onnxruntime 23749: a bare AssertionError, 'scale issue'."""
     case = HANDMADE["nan_for_negative_input"]()
-    feeds = [{"x": np.abs(f["x"]) + np.float32(0.1)} for f in case.feeds]
+    feeds = samples([{"x": np.abs(f["x"]) + np.float32(0.1)} for f in case.feeds])
     feeds[2] = case.feeds[2]
     with pytest.raises(CalibrationError, match=r"tensor 'l' is NaN or infinite on sample '#2'"):
         quantize(case.model, feeds, include=("MatMul",), settings=QUICK)

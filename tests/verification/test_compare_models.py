@@ -221,7 +221,7 @@ def test_runs_without_optimizations_are_of_the_first_samples() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_figures_do_not_depend_on_threads_or_kind_of_samples(threads: int) -> None:
     reference, candidate = nets(0.1)
-    with open_data([s.feed for s in samples(20)], [InputSpec("x", np.dtype(np.float32), ("N", 8))]) as data:
+    with open_data(list(samples(20)), [InputSpec("x", np.dtype(np.float32), ("N", 8))]) as data:
         read = compare(reference, candidate, data, threads=threads)
     streamed = compare(reference, candidate, iter(samples(20)), threads=1)
     assert read.sqnr_db == pytest.approx(streamed.sqnr_db, rel=1e-9)
