@@ -24,7 +24,7 @@ _MOST = 300  # detections of a sample that are looked at, those of the highest s
 _FEWEST = 64  # boxes of an output of corners: fewer rows of four values are something else
 _BOX = 4
 _MOST_CLASSES = 1024
-_PIXELS = 2.0  # a box that is wider is not relative to the picture
+_PIXELS = 2.0  # boxes that are wider, as most, are not relative to the picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _in_pixels(values: NDArray[Any]) -> bool:
     if table is None or not np.isfinite(table).all():
         return False
     boxes, scores = table[:, :_BOX], _scores(table)
-    large = np.abs(boxes).max() > _PIXELS and (boxes[:, 2:] >= 0).all()
+    large = np.median(boxes[:, 2:]) > _PIXELS and (boxes[:, 2:] >= 0).all()
     return bool(large and scores.shape[1] and np.abs(scores).max() <= 1 < np.abs(boxes[:, 2:]).max())
 
 

@@ -48,7 +48,9 @@ NOTHING = "nothing was quantized"
 _TWICE_DB = 6.0  # twice the error
 _LITTLE = 1 / 128  # of the loudest sample: 8 bits hardly distinguish a quieter one from silence
 _HARDLY = 0.05  # share of the work in int8, below which a result computes in float
-_KEEP = "keep the input, or ask for less accuracy"
+_KEEP = "keep the input"
+_ASK_LESS = f"{_KEEP}, or ask for less accuracy"
+_FEW_JUDGED = 2  # samples
 _NAMED = 3  # outputs and nodes that are named; the others are counted
 
 
@@ -249,6 +251,10 @@ def _own_samples(values: Values) -> Iterator[Finding]:
         of = "the one sample" if samples["judged"] == 1 else f"the {samples['judged']} samples"
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
         yield Finding(CAUTION, what, "give more samples with [[calib=DATA]]: a quarter of them is held out to judge by")
+    elif not samples.get("random") and 0 < (samples.get("judged") or 0) <= _FEW_JUDGED:
+        of = "one sample" if samples["judged"] == 1 else f"{samples['judged']} samples"
+        what = f"it was judged on {of} alone, too few to be sure"
+        yield Finding(CAUTION, what, "give more samples with [[calib=DATA]]: a quarter of them is held out to judge by")
 
 
 def _cut(values: Values) -> Iterator[Finding]:
@@ -357,8 +363,9 @@ def float_in_effect(values: Values) -> str:
 
 def _no_gain(values: Values) -> Iterator[Finding]:
     """Nothing to deploy a result for, though it is as accurate as the input."""
+    keep = _ASK_LESS if values.get("goal") else _KEEP
     if text := float_in_effect(values):
-        yield Finding(CAUTION, f"there is nothing to deploy it for: {text}", faster(values) or smaller(values) or _KEEP)
+        yield Finding(CAUTION, f"there is nothing to deploy it for: {text}", faster(values) or smaller(values) or keep)
 
 
 def _coverage(values: Values) -> Iterator[Finding]:

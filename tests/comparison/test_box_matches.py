@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxshot.comparison.box_matches import whole_heads
 from onnxshot.comparison.output_matches import Match, Matches
 
 RNG = np.random.default_rng(9)
@@ -106,3 +107,10 @@ def test_a_picture_without_detections_counts_nothing() -> None:
     matches = Matches({})
     matches.add({"head": head}, {"head": head})
     assert matches.found() == {}
+
+
+def test_features_with_a_few_large_values_are_no_boxes() -> None:
+    """Features behind a Relu: many zeros, some above 2 among the first four, all others up to 1."""
+    features = np.maximum(np.random.default_rng(0).normal(size=(1, 200, 24)), 0.0).clip(0, 1).astype(np.float32)
+    features[:, ::20, :4] = 5.0
+    assert whole_heads({"features": features}) == {}

@@ -411,6 +411,8 @@ ALSO: tuple[dict[str, Any], ...] = (  # what no case above says
     {"sqnr_db": float("-inf")},
     {"agreement": 0.9, "samples": {**SOUND["samples"], "cases": 20}},
     {"samples": {**SOUND["samples"], "held_out": 0, "judged": 3}},
+    {"samples": {**SOUND["samples"], "held_out": 1, "judged": 1}},
+    {"samples": {**SOUND["samples"], "held_out": 2, "judged": 2}},
     {"outputs": [{**SOUND["outputs"][0], "format": "openvino", "target": "openvino", "agreement": 0.2,
                   "latency": {"speedup": 0.5}, "int8_macs_share": 0.1}]},
     {"recipe": {**SOUND["recipe"], "target": "openvino"},
