@@ -7,12 +7,12 @@ sizes above which work is done in parts, is spilled to disk or is left out are s
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from onnxshot import system
 from onnxshot.errors import UsageError
 
 MOST = 8 << 30
@@ -119,10 +119,7 @@ def release() -> None:
     """Give freed memory back to the system, where the C library is glibc, which otherwise keeps it."""
     global _trim
     if _trim is None:
-        try:
-            _trim = ctypes.CDLL(None).malloc_trim
-        except (OSError, AttributeError):  # no glibc
-            _trim = int
+        _trim = getattr(system.c_library(), "malloc_trim", int)  # without glibc, nothing
     _trim(0)
 
 
@@ -131,8 +128,8 @@ def share_heaps() -> None:
 
     Else each thread gets a heap of its own, which keeps what the thread has freed. It holds for the whole process.
     """
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, _HEAPS)
+    with contextlib.suppress(AttributeError):  # no glibc
+        system.c_library().mallopt(_ARENA_MAX, _HEAPS)
 
 
 def free_bytes() -> int:
@@ -142,12 +139,13 @@ def free_bytes() -> int:
 
 def machine_bytes() -> int:
     """Bytes of memory of the machine, or of the control group if that is less; no limit where neither is known."""
-    known = (_field("MemTotal"), _of_group("memory.max"))
+    known = (_field("MemTotal") or system.physical_bytes(), _of_group("memory.max"))
     return min((size for size in known if size is not None), default=1 << 62)
 
 
 def _available() -> int:
     found = _field("MemAvailable")
+    found = system.available_bytes() if found is None else found
     return MOST * _SHARE_OF_FREE if found is None else found
 
 

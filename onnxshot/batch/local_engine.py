@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
+import queue
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from onnxshot import memory, source_tree
+from onnxshot import memory, source_tree, system
 from onnxshot.batch.cells import Cell, Done, Row
 from onnxshot.batch.memory_needs import BASE_MB, Needs
 from onnxshot.batch.store import Store
@@ -23,8 +24,6 @@ from onnxshot.wording import worded
 
 POLL = 0.02
 """Seconds between two measurements of the memory of all workers."""
-
-_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6 if hasattr(os, "sysconf") else 0.0
 
 @dataclass(slots=True)
 class Task:
@@ -39,7 +38,7 @@ class Task:
     too_large: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Worker:
     """A worker process, which runs one cell after another. Its stderr goes to a file, read if it dies."""
 
@@ -60,14 +59,21 @@ class Worker:
         """Kill it and return the last line of its stderr."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         self.errors.seek(0)
         said = self.errors.read().strip().splitlines()
         self.errors.close()
         return said[-1] if said else ""
+
+    def listen(self, answers: queue.SimpleQueue[tuple[Worker, str]]) -> None:
+        """Pass on its answers, and an empty line at its end, from a thread: pipes cannot be waited for on Windows."""
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                answers.put((self, line))
+        answers.put((self, ""))
 
 
 @dataclass(slots=True)
@@ -90,7 +96,7 @@ class Local:
     needs: Needs = field(default_factory=Needs)
     peak_mb: float = 0.0
     _running: list[Worker] = field(default_factory=list)
-    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _answers: queue.SimpleQueue[tuple[Worker, str]] = field(default_factory=queue.SimpleQueue)
 
     def run(self, cells: Sequence[Cell], store: Store, done: Done) -> None:
         """Run all cells. Calls `done` in this thread as each one ends."""
@@ -100,8 +106,9 @@ class Local:
             while waiting or any(worker.task for worker in self._running):
                 while (task := self._next(waiting)) is not None:
                     self._start(task, store)
-                for key, _ in self._selector.select(POLL if self.max_memory_mb else 0.2):
-                    for task, part, row in self._answer(key.data):
+                with contextlib.suppress(queue.Empty):
+                    answer = self._answers.get(timeout=POLL if self.max_memory_mb else 0.2)
+                    for task, part, row in self._answer(*answer):
                         if row is None:
                             waiting.insert(0, task)
                         else:
@@ -174,20 +181,18 @@ class Local:
         )  # fmt: skip
         worker = Worker(process, errors)
         self._running.append(worker)
-        assert process.stdout is not None
-        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        threading.Thread(target=worker.listen, args=(self._answers,), daemon=True).start()
         return worker
 
     def _drop(self, worker: Worker) -> str:
-        assert worker.process.stdout is not None
-        self._selector.unregister(worker.process.stdout)
         self._running.remove(worker)
         return worker.stop()
 
-    def _answer(self, worker: Worker) -> Iterator[tuple[Task, Path, Row | None]]:
+    def _answer(self, worker: Worker, line: str) -> Iterator[tuple[Task, Path, Row | None]]:
         """Read the answer of a worker, or note that it died. Yields (task, folder, row); row is None to try again."""
-        assert worker.process.stdout is not None
-        line, task, part = worker.process.stdout.readline(), worker.task, worker.part
+        if worker not in self._running:  # it was stopped
+            return
+        task, part = worker.task, worker.part
         row: Row = json.loads(line) if line.endswith("\n") else {}
         if not row:
             said = self._drop(worker)
@@ -226,9 +231,7 @@ class Local:
 
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process in MB; 0 if it ended, or on systems without /proc."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE_MB
-    return 0.0
+    return system.resident_bytes(pid) / 1e6
 
 
 def _ended(code: int) -> str:

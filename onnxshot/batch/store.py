@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxshot import system
 from onnxshot.batch.cells import Cell, Row
 from onnxshot.delivery.record import sha256
 from onnxshot.errors import UsageError
@@ -76,11 +77,12 @@ class Folder(Store):
             if part is None:
                 raise UsageError(f"another batch writes to {output}", "wait for it, or choose another output")
             self._part, self._parts = part, part.path
-            self._log = os.open(output / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._log = os.open(output / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | system.BINARY, 0o644)
         except OSError as e:
             raise UsageError(f"cannot write to {e.filename or output}: {e.strerror}", "choose another output") from e
         size = os.fstat(self._log).st_size
-        if size and os.pread(self._log, 1, size - 1) != b"\n":
+        os.lseek(self._log, max(size - 1, 0), os.SEEK_SET)
+        if size and os.read(self._log, 1) != b"\n":
             os.write(self._log, b"\n")  # terminate an incomplete line of a batch that was killed
 
     def finished(self, cell: Cell) -> Row | None:

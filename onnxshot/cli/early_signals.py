@@ -14,7 +14,7 @@ from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
-_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows
 _COMMAND = "onnxshot"
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from onnxshot.cli import early_signals
 
 _ONE_SECONDS = 0.5  # signals this close count as one: a terminal that is closed sends SIGHUP twice
-_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows
 
 
 class Stopped(BaseException):

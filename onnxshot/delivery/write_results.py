@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnx import ModelProto
 
+from onnxshot import system
 from onnxshot.arguments import checked
 from onnxshot.delivery import output_files
 from onnxshot.delivery.input_files import of_model
@@ -181,7 +182,7 @@ def peak_rss_mb() -> float:
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return float(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
-    return 0.0
+    return system.peak_bytes() / (1 << 20)
 
 
 def reset_peak_rss() -> None:

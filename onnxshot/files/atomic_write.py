@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from onnxshot import system
 from onnxshot.errors import UsageError
 from onnxshot.files import temporary_folders
 from onnxshot.files.interrupted_writes import FOLDER, NOTE, Note, sync
@@ -212,7 +213,7 @@ def put_folder(made: Path, final: Path, home: Path) -> None:
 
 def exchange(one: Path, other: Path) -> None:
     """Exchange two folders in one step. Raises OSError where the operating system or file system cannot."""
-    library = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    library = system.c_library()
     a, b = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         failed = library.renamex_np(a, b, _RENAME_SWAP)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxshot import system
 from onnxshot.errors import UsageError
 from onnxshot.files.links import follow_link
 from onnxshot.files.regular_files import PICTURES
@@ -168,6 +169,8 @@ def _refuse_place(write: Write) -> None:
             raise UsageError(f"{write.role} {write.path} is a folder", "name the file in it")
         if not stat.S_ISREG(mode):
             raise UsageError(f"{write.role} {write.path} is no regular file", _OTHER)
+    if system.is_reserved(place.name):
+        raise UsageError(f"cannot write {write.role} {write.path}: Windows has no file of that name", _OTHER)
     if not above.is_dir():
         raise UsageError(f"cannot write {write.role} {write.path}: {above} is no folder", _OTHER)
     if not os.access(above, os.W_OK | os.X_OK):
@@ -178,7 +181,7 @@ def _refuse_meeting(writes: Iterable[Write]) -> None:
     """Raise UsageError where two writes have the same path, or one lies inside the other."""
     seen: dict[Path, Write] = {}
     for write in writes:
-        other = seen.setdefault(Path(os.path.realpath(write.path)), write)
+        other = seen.setdefault(Path(system.folded(os.path.realpath(write.path))), write)
         if other is not write:
             raise UsageError(f"{write.role} and {other.role} are both {write.path}", "give each a place of its own")
     for place, write in seen.items():

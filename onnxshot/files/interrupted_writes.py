@@ -8,13 +8,17 @@ modification time, so that a file that somebody else has put there since is left
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
+
+from onnxshot import system
 
 NOTE = "note.json"
 PAIR, IR, FOLDER = "pair", "ir", "folder"
@@ -67,7 +71,7 @@ def identity(path: Path) -> list[int]:
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk, where the system supports it."""
     with contextlib.suppress(OSError):  # a folder cannot be opened on Windows, nor synced on some file systems
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDWR if system.WINDOWS else os.O_RDONLY)  # Windows flushes what may be written
         try:
             os.fsync(file)
         finally:
@@ -78,16 +82,22 @@ def sync(path: Path) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock a folder against other runs that use this function, while its files are renamed."""
     file = None
-    with contextlib.suppress(ImportError, OSError):  # Windows; file systems that cannot lock folders
-        import fcntl
-
-        file = os.open(folder, os.O_RDONLY)
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(OSError):
+        file = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT if system.WINDOWS else os.O_RDONLY)
+        system.lock(file, wait=True)
     try:
         yield
     finally:
         if file is not None:
             os.close(file)
+
+
+def _lock_of(folder: Path) -> Path:
+    """What is locked in place of a folder: itself, or, where folders cannot be opened, a file of its name elsewhere."""
+    if not system.WINDOWS:
+        return folder
+    name = hashlib.sha256(system.folded(folder.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return Path(tempfile.gettempdir()) / f"onnxshot-{name}.lock"
 
 
 def finish(folder: Path, work: Path) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from onnxshot import system
 from onnxshot.files.interrupted_writes import NOTE, finish
 
 MARK = "onnxshot-part.json"
@@ -75,7 +76,7 @@ class Part:
     def _take(self, folder: Path) -> bool:
         """Mark and lock the folder; returns whether this process owns it now."""
         finalizer = None
-        file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | system.NO_FOLLOW | system.BINARY, 0o600)
         try:
             if _lock(file, folder / MARK) is False:
                 os.close(file)
@@ -128,20 +129,22 @@ def clear_dead(parent: Path) -> int:
 def clear(folder: Path) -> int:
     """Remove one temporary folder if onnxshot made it and its process is dead; returns the number of bytes freed."""
     try:
-        file = os.open(folder / MARK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        file = os.open(folder / MARK, os.O_RDWR | system.NO_FOLLOW | system.BINARY)
     except FileNotFoundError:
         folder.rmdir()  # its process died before marking it; a folder of somebody else is not empty, and stays
         return 0
+    held = [file]
     try:
         mine = not hasattr(os, "geteuid") or os.fstat(file).st_uid == os.geteuid()
         if not mine or _lock(file, folder / MARK) is not True or not _is_ours(file, folder):
             return 0
         size = sum(path.lstat().st_size for path in folder.rglob("*"))
         finish(folder, folder / WORK)
-        _remove(folder)
+        _remove(folder, held)
         return size
     finally:
-        os.close(file)
+        if held:
+            os.close(held.pop())
 
 
 def is_inside(path: Path) -> bool:
@@ -185,17 +188,15 @@ def _let_go(folder: Path, held: list[int], owner: int) -> None:
     """Remove a folder and close its mark, the one file in `held`. It may be called again, also after an interrupt."""
     if not held or os.getpid() != owner:  # a forked child must not remove its parent's folder
         return
-    if os.name == "nt":  # an open file cannot be removed there
-        os.close(held.pop())
     with contextlib.suppress(OSError):
         finish(folder, folder / WORK)  # publishing may have been interrupted
-    _remove(folder)
+    _remove(folder, held)
     if held:
         os.close(held.pop())
 
 
-def _remove(folder: Path) -> None:
-    """Remove a temporary folder. The mark is removed last: it shows that the rest is onnxshot's."""
+def _remove(folder: Path, held: list[int]) -> None:
+    """Remove a temporary folder. The mark, open in `held`, is removed last: it shows that the rest is onnxshot's."""
     with contextlib.suppress(OSError):
         (_list() / folder.name).unlink(missing_ok=True)
         _list().rmdir()  # succeeds for the last entry
@@ -204,6 +205,8 @@ def _remove(folder: Path) -> None:
         for path in folder.iterdir():
             if path.name != MARK:
                 path.unlink()
+        if held and system.WINDOWS:  # an open file cannot be removed there
+            os.close(held.pop())
         (folder / MARK).unlink(missing_ok=True)
         folder.rmdir()
 
@@ -223,13 +226,6 @@ def _is_ours(file: int, folder: Path) -> bool:
 def _lock(file: int, path: Path) -> bool | None:
     """Lock a file: True if this process holds the lock now, False if another does, None where locks do not exist."""
     try:
-        import fcntl
-    except ImportError:  # Windows: leftovers of dead runs stay
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(file).st_ino == path.stat().st_ino
-    except (BlockingIOError, FileNotFoundError):
+        return system.lock(file) and os.fstat(file).st_ino == path.stat().st_ino
+    except FileNotFoundError:
         return False
-    except OSError:  # a file system without locks
-        return None

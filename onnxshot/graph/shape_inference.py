@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 
 import onnx
 
+from onnxshot import system
 from onnxshot.errors import ModelError
 from onnxshot.graph.load import first_line
 from onnxshot.graph.model import Model
@@ -91,7 +91,9 @@ def refuse_giants(model: Model) -> None:
     Raises:
         ModelError: with the tensor and its shape.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = system.physical_bytes()
+    if memory is None:
+        return
     for name, info in model.graph.value_infos.items():
         kind = info.type.tensor_type
         sizes = [d.dim_value for d in kind.shape.dim if d.dim_value > 0]

@@ -6,11 +6,9 @@ models at their paths, and the samples as .npz.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxshot import system
 from onnxshot.errors import ModelError, TargetError, UsageError
 from onnxshot.files.atomic_write import scratch
 from onnxshot.graph.load import first_line
@@ -142,17 +141,9 @@ def _run(program: Path, code: Sequence[str], folder: Path, limit: float) -> tupl
             except subprocess.TimeoutExpired as e:
                 raise TargetError(f"{program} was stopped after {limit:g} seconds without an answer") from e
             finally:
-                _end(process)
+                system.end_tree(process)  # the interpreter may be a shell script around the real one
     lines = (folder / "stderr").read_text(errors="replace").strip().splitlines()
     return ended, first_line(lines[-1]) if lines else ""
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and all its children. The interpreter may be a shell script around the real one."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # its process group may outlive it
-    process.kill()  # no effect if it has ended
 
 
 def _stored(feeds: Sequence[Feed], folder: Path) -> list[str]:

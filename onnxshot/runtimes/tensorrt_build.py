@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from onnxshot import system
 from onnxshot.errors import TargetError, UsageError
 from onnxshot.files.atomic_write import write_file
 from onnxshot.graph import Model
@@ -171,10 +172,7 @@ def _watch(process: subprocess.Popen[bytes], options: EmitOptions) -> tuple[int,
 
 def _resident_gb(pid: int) -> float:
     """Resident memory of a process in GB; 0 if the system does not report it."""
-    with contextlib.suppress(OSError, StopIteration):
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-        return float(next(line for line in status if line.startswith("VmRSS:")).split()[1]) / (1 << 20)
-    return 0.0
+    return system.resident_bytes(pid) / (1 << 30)
 
 
 def _ended(code: int) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
-import signal
 import subprocess
 import tempfile
 import threading
@@ -16,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onnxshot import source_tree
+from onnxshot import source_tree, system
 from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.text_files import TEXTS
 from onnxshot.calibration.tokenizer import FILE as TOKENIZER
@@ -141,8 +139,7 @@ class Job:
     def close(self) -> None:
         """Kill the worker process and remove the folder."""
         if self._process is not None and self._reader is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            system.end_tree(self._process)
             self._reader.join()
         self._made.close()
         clear_dead(Path(tempfile.gettempdir()))  # temporary files of the killed process

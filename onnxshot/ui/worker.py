@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxshot
+from onnxshot import system
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.delivery.artifacts import ONNX
 from onnxshot.errors import OnnxshotError
@@ -99,7 +99,7 @@ def main() -> None:
 
 def _end_with_stdin() -> None:
     sys.stdin.read()
-    os.killpg(0, signal.SIGKILL)
+    system.end_own_tree()
 
 
 if __name__ == "__main__":
