@@ -11,6 +11,7 @@ import errno
 import fcntl
 import importlib
 import os
+import shutil
 import signal
 import subprocess  # noqa: F401  # so do those that onnxshot imports
 import sys
@@ -38,6 +39,7 @@ def become_windows() -> None:
         importlib.import_module(name)  # libraries look at sys.platform, and so does the standard library
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
+    vars(shutil)["_use_fd_functions"] = False  # as there, or rmtree asks for names that are gone
     for name in NAMES:
         if hasattr(os, name):
             delattr(os, name)
