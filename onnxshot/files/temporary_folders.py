@@ -35,10 +35,12 @@ class Part:
     def __init__(self, parent: Path, stem: str = "") -> None:
         """Make a new folder in `parent`; with `stem`, a hidden one with the stem in its name. Raises OSError."""
         beside = {"prefix": f".{stem[:_LONGEST_STEM]}.onnxshot-", "suffix": ".part"}
+        alone = {"prefix": "onnxshot-"}
         for _ in range(_TRIES):
             folder = None
             try:
-                folder = Path(tempfile.mkdtemp(dir=parent, **beside if stem else {"prefix": "onnxshot-"}))
+                # From Python 3.12 on it is absolute. One line: an interrupt between two would lose the folder.
+                folder = parent / Path(tempfile.mkdtemp(dir=parent, **(beside if stem else alone))).name
                 # Until it is marked, another run may remove it as a dead run's.
                 with contextlib.suppress(FileNotFoundError):
                     if self._take(folder):

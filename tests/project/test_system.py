@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -102,6 +103,18 @@ def test_locks_without_fcntl_are_those_of_msvcrt(tmp_path: Path, monkeypatch: py
         assert len(held) == 2
     monkeypatch.setitem(sys.modules, "msvcrt", None)
     assert system.lock(0) is None
+
+
+def test_a_folder_beside_a_relative_path_has_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mkdtemp` returns an absolute one from Python 3.12 on; reports name files as the user did."""
+    monkeypatch.chdir(tmp_path)
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **how: os.path.abspath(make(**how)))  # noqa: PTH100
+    Path("out").mkdir()
+    part = Part(Path("out"), "net")
+    assert not part.path.is_absolute()
+    assert part.path.is_dir()
+    part.close()
 
 
 def test_a_file_is_closed_before_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
