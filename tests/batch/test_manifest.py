@@ -180,6 +180,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
     return err
 
 
+@pytest.mark.usefixtures("worded_as_options")
 @pytest.mark.parametrize("seed", range(10))
 def test_malformed_manifests_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -190,6 +191,7 @@ def test_malformed_manifests_are_one_line_with_the_path_of_the_key(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("worded_as_options")
 @pytest.mark.parametrize("seed", range(10))
 def test_malformed_recipes_are_one_line_with_the_path_of_the_key(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

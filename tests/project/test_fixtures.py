@@ -98,4 +98,4 @@ def test_operators_are_in_the_model(name: str, expected: set[str]) -> None:
 
 
 def test_fixtures_are_small() -> None:
-    assert sum(file.stat().st_size for file in FIXTURES.rglob("*") if file.is_file()) < 6 * MEGABYTE
+    assert sum(file.stat().st_size for file in FIXTURES.rglob("*") if file.is_file()) < 8 * MEGABYTE

@@ -31,7 +31,8 @@ UI_WORKER = """
 import json, subprocess
 from onnxshot import source_tree
 job = {"model": "none.onnx", "calib": ".", "preset": None, "output": "o.onnx", "target": "ort", "level": 0,
-       "memory": None}
+       "memory": None, "tokenizer": "", "length": 0, "effort": "", "searched": {}, "goals": {},
+       "search_seconds": None, "accept": False}
 with subprocess.Popen(source_tree.command("onnxshot.ui.worker"), env=source_tree.environment(), cwd="/", text=True,
                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
     process.stdin.write(json.dumps(job) + "\\n")
