@@ -1,7 +1,7 @@
 """Tell how far long work is: which step, which part of a large model, which sample, and about how long it will take.
 
-A verb sets the callback with `telling`, and stages name themselves with `doing`. What runs a model part by part reports
-through `part_steps`, and need not know either of them.
+A verb sets the callback with `telling`, and stages name themselves with `doing`, which `following` hears. What runs a
+model part by part reports through `part_steps`, and need not know either of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 from onnxshot import logs
 
@@ -21,11 +21,14 @@ The name may go on after a comma with what is being done in the step, and then c
 
 _NAMES = {
     "allocate": "measuring layers", "balance": "balancing columns", "bench": "timing", "calibrate": "calibrating",
-    "equalize": "equalizing", "grid": "trying grids", "half": "looking at ranges", "keep finite": "checking outputs",
+    "choose forms": "choosing forms", "cut": "cutting channels", "decode": "comparing decoded text",
+    "equalize": "equalizing", "everywhere": "checking other runtimes", "fit": "fitting layers",
+    "grid": "trying grids", "half": "looking at ranges", "keep finite": "checking outputs",
     "look": "looking at groups of nodes", "mend": "mending", "normalize": "checking the normalized model",
-    "prune": "pruning", "refine": "refining", "repair": "repairing", "search": "trying other mixes",
-    "smooth": "smoothing", "try": "trying candidates", "try LSTMs": "trying LSTMs",
-    "verify": "comparing",
+    "place": "placing operators", "prune": "pruning", "refine": "refining", "repair": "repairing",
+    "rewrite": "rewriting", "round weights": "rounding weights", "search": "trying other mixes",
+    "smooth": "smoothing", "time layers": "timing layers", "try": "trying candidates", "try LSTMs": "trying LSTMs",
+    "verify": "comparing", "weigh": "weighing channels",
 }  # fmt: skip
 """What stages are called while they run."""
 _SECONDS_KNOWN = 2.0  # of work, before what is left is estimated
@@ -33,6 +36,7 @@ _MINUTE, _HOUR = 60, 3600
 
 _told: ContextVar[Progress | None] = ContextVar("progress", default=None)
 _step: ContextVar[str] = ContextVar("step", default="running")
+_follower: ContextVar[Callable[[str | None], None] | None] = ContextVar("follower", default=None)
 
 
 @contextlib.contextmanager
@@ -48,12 +52,29 @@ def telling(progress: Progress | None) -> Iterator[None]:
 @contextlib.contextmanager
 def doing(stage: str) -> Iterator[None]:
     """Name what the block does, after the stage in a report's `timings`."""
-    token = _step.set(_NAMES.get(stage, stage))
+    token, follower = _step.set(_NAMES.get(stage, stage)), _follower.get()
+    if follower is not None:
+        follower(_step.get())
     try:
         with logs.stage(stage):
             yield
     finally:
         _step.reset(token)
+        if follower is not None:
+            follower(_step.get() if token.old_value is not Token.MISSING else None)
+
+
+@contextlib.contextmanager
+def following(follower: Callable[[str | None], None]) -> Iterator[None]:
+    """Call this function with the name of each stage of the block: as it starts, and with the outer one's as it ends.
+
+    Outside all stages the name is None. Stages of other threads are not heard.
+    """
+    token = _follower.set(follower)
+    try:
+        yield
+    finally:
+        _follower.reset(token)
 
 
 class PartSteps:
@@ -97,7 +118,7 @@ class PartSteps:
         taken, new = time.monotonic() - self._begun, finished - self._first
         if taken < _SECONDS_KNOWN or finished == items:
             return ""
-        return f", about {_duration(taken / new * (items - finished))} left"
+        return f", about {duration(taken / new * (items - finished))} left"
 
 
 def part_steps() -> PartSteps | None:
@@ -106,7 +127,8 @@ def part_steps() -> PartSteps | None:
     return None if progress is None else PartSteps(progress, _step.get())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, such as "4 min"."""
     if seconds < _MINUTE:
         return f"{max(round(seconds), 1)} s"
     return f"{round(seconds / _MINUTE)} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"

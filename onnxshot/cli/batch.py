@@ -68,11 +68,12 @@ def batch(
     from onnxshot.batch import run  # imported here because other commands do not need it
     from onnxshot.batch.summary import level_of, line_of
 
-    summary = run(
-        manifest, workers=jobs, engine=engine, threads=threads, memory=memory, max_memory_mb=max_memory,
-        retries=retries, use_cache=cache, arguments=arguments_of(arguments),
-        told=lambda row: terminal.show_text(line_of(row), level_of(row)),
-    )  # fmt: skip
+    with terminal.progress(not as_json, "running cells"):
+        summary = run(
+            manifest, workers=jobs, engine=engine, threads=threads, memory=memory, max_memory_mb=max_memory,
+            retries=retries, use_cache=cache, arguments=arguments_of(arguments),
+            told=lambda row: terminal.show_text(line_of(row), level_of(row)),
+        )  # fmt: skip
     tell(as_json, summary.to_dict(), lambda: _show(summary))
     raise typer.Exit(summary.exit_code)
 

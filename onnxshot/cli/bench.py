@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import onnxshot
+from onnxshot.cli import terminal
 from onnxshot.cli.help import MACHINE
 from onnxshot.cli.options import (
     CalibOpt,
@@ -54,7 +55,10 @@ def bench(
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)
-    rows = onnxshot.bench(models, calib, preset=reading, seconds=seconds, threads=threads, python=python, memory=memory)
+    with terminal.progress(not as_json, "timing"):
+        rows = onnxshot.bench(
+            models, calib, preset=reading, seconds=seconds, threads=threads, python=python, memory=memory
+        )
     values = {"models": [_plain(row) for row in rows]}
     tell(as_json, values, lambda: tables.show_latencies(rows))
 

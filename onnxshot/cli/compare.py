@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import onnxshot
+from onnxshot.cli import terminal
 from onnxshot.cli.options import (
     CalibOpt,
     JsonOpt,
@@ -45,8 +46,11 @@ def compare(
     from onnxshot.cli import tables
 
     reading = preset_of(preset, tokenizer, length)
-    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory, files=files_of(report))
-    found = onnxshot.compare(reference, candidate, calib, preset=reading, settings=settings)
+    with terminal.progress(not as_json, "comparing") as show:
+        settings = onnxshot.Settings(
+            samples=samples_of(samples), threads=threads, memory=memory, files=files_of(report), progress=show
+        )
+        found = onnxshot.compare(reference, candidate, calib, preset=reading, settings=settings)
     if report is not None:
         found.save(report)
     tell(as_json, found.to_dict(), lambda: tables.show_report(found, report))

@@ -51,8 +51,9 @@ def diff(
     They may differ in type, scale, mask, shape or values. With --calib, also the effect on the outputs.
     """
     reading = preset_of(preset, tokenizer, length)
-    settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory)
-    found = onnxshot.diff(before, after, calib, preset=reading, settings=settings)
+    with terminal.progress(not as_json, "comparing") as show:
+        settings = onnxshot.Settings(samples=samples_of(samples), threads=threads, memory=memory, progress=show)
+        found = onnxshot.diff(before, after, calib, preset=reading, settings=settings)
     tell(as_json, found.to_dict(), lambda: _show(found))
 
 

@@ -55,8 +55,9 @@ def inspect(
     recipe = onnxshot.Recipe.from_dict(
         {"target": target, "mode": mode, "precision": precision, "exclude": exclude, "include": include}
     )
-    settings = onnxshot.Settings(memory=memory)
-    found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=reading, settings=settings)
+    with terminal.progress(not as_json, "looking at the model") as show:
+        settings = onnxshot.Settings(memory=memory, progress=show)
+        found = onnxshot.inspect(model, recipe=recipe, calib=calib, preset=reading, settings=settings)
     tell(as_json, found.to_dict(), lambda: _show(found))
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from types import FrameType
 
-from onnxshot.cli import early_signals
+from onnxshot.cli import early_signals, terminal
 
 _ONE_SECONDS = 0.5  # signals this close count as one: a terminal that is closed sends SIGHUP twice
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows
@@ -67,5 +67,6 @@ def _leave_at_second(reader: socket.socket, _: socket.socket) -> None:
     first = 0.0
     while numbers := reader.recv(16):
         if first and time.monotonic() - first > _ONE_SECONDS:
+            terminal.wipe()
             os._exit(128 + numbers[-1])
         first = first or time.monotonic()

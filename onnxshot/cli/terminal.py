@@ -1,36 +1,32 @@
-"""The terminal: consoles, coloured lines and a progress bar, all on stderr. Imports nothing heavy."""
+"""The terminal: consoles, coloured lines and the progress line, all on stderr. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
 import textwrap
-import time
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
+from rich.console import Console
+from rich.live import Live
 from rich.text import Text
+
+from onnxshot.cli.progress_line import ProgressLine
+from onnxshot.progress import following
 
 if TYPE_CHECKING:
     from onnxshot.progress import Progress as Callback
 
 SHOWN_AFTER = 1.0
-"""Seconds of work after which the progress bar appears."""
+"""Seconds of work after which the progress line appears."""
 
 MOST_NOTES = 4
 """How many notes a terminal shows."""
+_REFRESHES = 4  # of the progress line in a second: its figures are seconds, and models are timed meanwhile
 _LEAST_COLUMNS = 20  # of a terminal, below which text is not wrapped further
 
 _READY = "ready"
@@ -39,6 +35,7 @@ STYLES = {_READY: "green", "caution": "yellow", "bad": "bold red"}
 
 
 _quiet = False
+_console: Console | None = None  # that shows the progress line
 
 
 def is_quiet() -> bool:
@@ -58,8 +55,11 @@ def quiet(wanted: bool) -> Iterator[None]:
 
 
 def stderr_console() -> Console:
-    """Return a console on stderr, which prints nothing if the command is quiet. `say` wraps lines, at words."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
+    """Return a console on stderr, which prints nothing if the command is quiet. `say` wraps lines, at words.
+
+    While the progress line is shown it is the console of that line, which prints above it.
+    """
+    return _console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 
 
 def say(console: Console, text: str, style: str = "", indent: str = "  ") -> None:
@@ -101,57 +101,54 @@ def show_text(text: str, level: str = "") -> None:
     say(console, text, STYLES.get(level, "") if level != _READY else "")
 
 
-class _Rate(ProgressColumn):
-    """Steps per second; empty until rich has seen two steps."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.speed
-        return Text("" if speed is None else f"{speed:.0f}/s" if speed >= 100 else f"{speed:.3g}/s")
-
-
-class _Bars(Progress):
-    """Progress bars; a step whose description says how far it is gets a line of that and a bar."""
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        """Yield the lines, in two tables."""
-        plain = [task for task in self.tasks if not _tells_all(task)]
-        if plain:
-            yield self.make_tasks_table(plain)
-        for task in self.tasks:
-            if _tells_all(task):
-                row = Table.grid(Column(no_wrap=True), Column(ratio=1), padding=(0, 1), expand=True)
-                row.add_row(Text(task.description), BarColumn(None).render(task))
-                yield row
-
-
-def _tells_all(task: Task) -> bool:
-    """Whether the description itself says how far the step is."""
-    return ", " in task.description
-
-
 @contextlib.contextmanager
-def progress(wanted: bool) -> Iterator[Callback | None]:
-    """Yield a callback that shows a progress bar after SHOWN_AFTER seconds; None unless stderr is a terminal."""
+def progress(wanted: bool, what: str = "working") -> Iterator[Callback | None]:
+    """Show one line while the block runs, and wipe it at the end.
+
+    The line appears after SHOWN_AFTER seconds. It names the stage, and has the time since the block began. A step that
+    is reported to the callback has a count and what is left.
+
+    Args:
+        wanted: whether the line may be shown. It is shown on a terminal only, and not if the command is quiet.
+        what: what the block does outside all stages.
+
+    Yields:
+        The callback; None where no line is shown.
+    """
+    global _console
     console = stderr_console()
-    if not wanted or _quiet or not console.is_terminal:
+    if not wanted or _quiet or not console.is_interactive or not sys.stderr.isatty():
         yield None
         return
-    what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
-    columns = (what, BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    bar = _Bars(*columns, console=console, transient=True, expand=True)
-    tasks: dict[str, TaskID] = {}
-    started = time.monotonic()
+    line = ProgressLine(what)
+    live = Live(
+        line, console=console, transient=True, refresh_per_second=_REFRESHES, redirect_stdout=sys.stdout.isatty()
+    )
+    starting, ended = threading.Lock(), threading.Event()
 
-    def show(step: str, done: int, total: int) -> None:
-        if time.monotonic() - started < SHOWN_AFTER:
-            return
-        name = step.partition(", ")[0]
-        if name not in tasks:
-            bar.start()
-            tasks[name] = bar.add_task(step, total=total)
-        bar.update(tasks[name], completed=done, total=total, description=step)
+    def start() -> None:
+        global _console
+        with starting:
+            if not ended.is_set():
+                _console = console
+                live.start()
 
+    timer = threading.Timer(SHOWN_AFTER, start)
+    timer.daemon = True
+    timer.start()
     try:
-        yield show
+        with following(line.enter):
+            yield line.show
     finally:
-        bar.stop()
+        ended.set()
+        timer.cancel()
+        with starting:
+            live.stop()
+            _console = None
+
+
+def wipe() -> None:
+    """Leave the terminal clean where the process ends at once, while the line is shown."""
+    if _console is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"\r\x1b[2K\x1b[?25h")  # the start of the line; no line; a cursor

@@ -27,7 +27,8 @@ def verify(
 
     Files are checked by their hashes, artifacts by the outputs that were recorded.
     """
-    found = onnxshot.verify(folder, threads=threads, memory=memory)
+    with terminal.progress(not as_json, "checking"):
+        found = onnxshot.verify(folder, threads=threads, memory=memory)
     tell(as_json, found.to_dict(), lambda: _show(found))
     if found.deviations:
         first = found.deviations[0]

@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ on a pseudo-terminal, in the root of a clone, with its bars shown."""
 
+import io
 import os
 import re
 import shlex
@@ -7,14 +8,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pseudo_terminal
+import pyte
 import pytest
 from doc_pages import PAGES, commands_of, yaml_of
 from fixture_data import FIXTURES, facts
+from rich.console import Console
 
 import onnxshot
 
@@ -96,8 +98,82 @@ def test_a_command_of_the_pages_ends_well_on_a_terminal(words: list[str], clone:
     assert [line for line in drawn if len(line.rstrip()) > pseudo_terminal.COLUMNS] == []
 
 
-def test_rates_of_bars_are_plain_numbers() -> None:
-    from onnxshot.cli.terminal import _Rate
+# Stages with and without counts, one within another, a name that is too long, and what is printed meanwhile.
+LINES = """
+import sys, time, onnxshot.cli.terminal as t
+from onnxshot.progress import doing
+t.SHOWN_AFTER = 0.05
+with t.progress(True, "reading") as show:
+    time.sleep(0.4)
+    with doing("try"):
+        show("weights and all else " * 9, 1, 4)
+        time.sleep(0.4)
+        with doing("calibrate"):
+            for done in range(1, 9):
+                show("calibrating", done, 8)
+                t.show_text(f"printed {done}")
+                time.sleep(0.08)
+        print("said on stderr", file=sys.stderr)
+        time.sleep(0.4)
+    show("calibrating, part 1 of 12, sample 3 of 8", 3, 96)
+    time.sleep(0.4)
+    assert not sys.argv[1:], sys.argv[1]
+print("the end")
+"""
 
-    shown = {speed: _Rate().render(SimpleNamespace(speed=speed)).plain for speed in (None, 0.1234, 99.94, 1024.4, 2e6)}
-    assert shown == {None: "", 0.1234: "0.123/s", 99.94: "99.9/s", 1024.4: "1024/s", 2e6: "2000000/s"}
+
+def _screens(text: str) -> tuple[list[list[str]], pyte.Screen]:
+    """The lines of the terminal that are not blank, whenever some of the text has been drawn; the screen at the end."""
+    screen, found = pyte.Screen(pseudo_terminal.COLUMNS, 24), []
+    stream = pyte.Stream(screen)
+    for some in re.split(r"(?<=\n)|(?=\x1b\[)", text):
+        stream.feed(some)
+        found.append([line.rstrip() for line in screen.display if line.strip()])
+    return found, screen
+
+
+@pytest.mark.parametrize("error", [(), ("it failed",)])
+def test_one_line_tells_the_stage_and_leaves_nothing(error: tuple[str, ...], tmp_path: Path) -> None:
+    shown = pseudo_terminal.run([sys.executable, "-c", LINES, *error], tmp_path, dict(os.environ))
+    found, screen = _screens(shown.text)
+    bars = [[line for line in lines if BAR in line] for lines in found]
+    assert max(map(len, bars)) == 1
+    told = {re.sub(r"[^ -~]+", "#", line) for lines in bars for line in lines}
+    for stage in (
+        r"reading +# 0:00", r"trying candidates +# 0:0\d", r"calibrating +# [1-7]/8 0:0\d",
+        r"weights and all else [a-z ]+# # 1/4 0:0\d", r"calibrating, part 1 of 12, sample 3 of 8 #",
+    ):  # fmt: skip
+        assert any(re.fullmatch(stage, line) for line in told), (stage, told)
+    printed = [*(f"printed {n}" for n in range(1, 9)), "said on stderr"]
+    assert found[-1][:9] == printed
+    assert (shown.code, found[-1][-1]) == ((1, "AssertionError: it failed") if error else (0, "the end"))
+    assert error or found[-1][9:] == ["the end"]
+    assert not screen.cursor.hidden
+
+
+def test_what_is_interrupted_leaves_a_clean_terminal(tmp_path: Path) -> None:
+    shown = pseudo_terminal.run(
+        [sys.executable, "-c", SHOW_BARS, "bench", str(ROOT / MODEL), "--seconds", "60"], tmp_path,
+        dict(os.environ), until="timing",
+    )  # fmt: skip
+    found, screen = _screens(shown.text)
+    assert shown.code == 130
+    assert len(found[-1]) == 1, found[-1]
+    assert BAR not in found[-1][0]
+    assert not screen.cursor.hidden
+
+
+def test_what_is_left_of_a_step_follows_from_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxshot.cli import progress_line
+
+    clock = [0.0]
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: clock[0])
+    line, seen = progress_line.ProgressLine("working"), []
+    for second, done in ((3600.0, 10), (3601.0, 20), (3605.0, 60), (3606.0, 60), (3606.5, 5), (3608.5, 105)):
+        clock[0] = second
+        line.show("trying candidates", done, 110)
+        console = Console(width=80, file=io.StringIO())
+        console.print(line)
+        seen.append(console.file.getvalue().partition(f"{done}/110 ")[2].strip())  # type: ignore[attr-defined]
+    # 10 in a second, then 50 in 5 s or 6 s; then a new walk of 100 in 2 s.
+    assert seen == ["1:00:00", "1:00:01", "1:00:05, about 5 s left", "1:00:06, about 6 s left", "1:00:06", "1:00:08"]

@@ -25,6 +25,7 @@ import time, onnxshot.progress as p, onnxshot.cli.terminal as t
 t.SHOWN_AFTER = p._SECONDS_KNOWN = 0
 with t.progress(True) as show:
     show("normalizing", 1, 2)
+    time.sleep(0.6)
     steps = p.PartSteps(show, "calibrating", [48, 1024])
     for part in range(1, 13):
         for sample in range(1, 33):
@@ -62,7 +63,7 @@ def test_what_is_left_follows_from_what_is_done_here(monkeypatch: pytest.MonkeyP
         clock[0] = seconds
         steps(part, 10, 10, 10)
     assert seen == ["", "4 min left", "3 min left", "2.4 h left", ""]
-    assert [progress._duration(seconds) for seconds in (0.2, 59, 61, 3599, 5400)] == [
+    assert [progress.duration(seconds) for seconds in (0.2, 59, 61, 3599, 5400)] == [
         "1 s",
         "59 s",
         "1 min",
