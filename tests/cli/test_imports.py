@@ -64,7 +64,8 @@ def test_no_folder_below_the_verbs_goes_through_the_root_of_the_package(path: Pa
             assert not (isinstance(node, ast.Import) and any(a.name == "onnxshot" for a in node.names)), file
             if isinstance(node, ast.ImportFrom) and node.module == "onnxshot":
                 modules = {
-                    "blas_threads", "errors", "logs", "memory", "progress", "recipes", "settings", "source_tree", "system",
+                    "blas_threads", "errors", "logs", "memory", "progress", "recipes", "settings", "source_tree",
+                    "system",
                 }  # fmt: skip
                 assert {a.name for a in node.names} <= {"__version__", *modules}, file
 
