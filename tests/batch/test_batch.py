@@ -250,10 +250,10 @@ def test_cells_start_while_the_machine_has_room(folder: Path, monkeypatch: pytes
 
 
 def test_the_budget_of_a_cell_bounds_its_estimate(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "one.onnx").write_bytes(b"x" * 100_000_000)  # no model, but of that size
+    (tmp_path / "one.onnx").write_bytes(bytes(100_000_000))  # no model, but of that size
     models = ["one.onnx", {"model": "two.onnx", "memory": "1G"}]
     one, two = load_manifest(manifest(folder, models=models)).entries
-    (tmp_path / "two.onnx").write_bytes(b"x" * 100_000_000)
+    (tmp_path / "two.onnx").write_bytes(bytes(100_000_000))
     needs = Needs(2 << 30)
     assert needs.mb(Cell(one, "ort")) == memory_needs.BASE_MB + (2 << 30) / 1e6
     assert needs.mb(Cell(two, "ort")) == memory_needs.BASE_MB + (1 << 30) / 1e6
