@@ -64,13 +64,17 @@ def assert_accuracy(
     Raises:
         AssertionError: a limit is missed, or a figure that it limits cannot be measured. The message has the figures,
             and tables of the worst outputs and tensors.
-        UsageError: no limit is given, or no reference.
+        UsageError: no limit is given, a share is not one from 0 to 1, or there is no reference.
         ModelError, CalibrationError: as for `compare`.
 
     Example:
         >>> onnxshot.testing.assert_accuracy("net.int8.onnx", "samples/", reference="net.onnx", min_sqnr=25)
     """
     __tracebackhide__ = True  # pytest shows the caller's line
+    shares = {"min_agreement": min_agreement, "min_int8_share": min_int8_share}
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise UsageError(f"{name} is {share}", "give a share from 0 to 1, such as 0.95")
     asked = (min_sqnr, min_agreement, max_perplexity_rise, min_int8_share)
     if all(limit is None for limit in asked):
         hint = "give min_sqnr, min_agreement, max_perplexity_rise or min_int8_share"

@@ -107,15 +107,19 @@ def _total(widths: dict[int, int]) -> int:
 def _fitted(
     fields: Sequence[Field], kept: list[int], widths: dict[int, int], room: int
 ) -> tuple[list[int], dict[int, int]]:
-    """The columns and their widths that fit: names are elided, then columns go, then names are elided further."""
+    """The columns and their widths that fit: names are elided, then columns go, then names are elided further.
+
+    A header is cut last.
+    """
     kept, widths = list(kept), dict(widths)
     names = [i for i in kept if fields[i].name]
     for least in (_NAME, _LEAST_NAME):
         while _total(widths) > room:
             longest = max(names, key=lambda i: widths[i], default=None)
-            if longest is not None and widths[longest] > least:
+            whole = least if longest is None or least < _NAME else max(least, cell_len(fields[longest].header))
+            if longest is not None and widths[longest] > whole:
                 over = _total(widths) - room
-                widths[longest] = max(least, widths[longest] - over)
+                widths[longest] = max(whole, widths[longest] - over)
                 continue
             going = min((i for i in kept if fields[i].drop), key=lambda i: fields[i].drop, default=None)
             if going is None:

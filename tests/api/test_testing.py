@@ -70,3 +70,8 @@ def test_what_was_understood_of_samples_is_told_where_they_are_compared() -> Non
     )
     assert "list of 1 batch of 8: 8 samples" in report.notes
     assert any("second element" in note for note in report.notes)
+
+
+def test_a_share_in_percent_is_refused() -> None:
+    with pytest.raises(UsageError, match="min_agreement is 95"):
+        onnxshot.testing.assert_accuracy(MODEL, PICTURES, reference=MODEL, min_agreement=95)

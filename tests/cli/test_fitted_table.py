@@ -47,6 +47,13 @@ def test_columns_go_in_their_order_and_names_last() -> None:
                      24: ["node", "dB"]}  # fmt: skip
 
 
+def test_a_column_goes_before_a_header_is_cut() -> None:
+    title = "worst tensors (4 of 16 samples)"
+    where = console(56)
+    print_table(where, (Field(title, name=True), *FIELDS[1:]), ROWS)
+    assert printed(where)[0].startswith(title)
+
+
 def test_figures_stand_right() -> None:
     where = console(80)
     print_table(where, (Field("a"), *figures("ms")), [("x", "1.5"), ("y", "10.25")])
