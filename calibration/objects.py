@@ -38,7 +38,9 @@ def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: 
     if is_table(source):
         return _table(source, label, fit, texts)
     if isinstance(source, Mapping) or isinstance(getattr(source, "column_names", None), Mapping):
-        if splits := [str(key) for key, part in source.items() if hasattr(part, "column_names")]:
+        with users_code(label):
+            splits = [str(key) for key, part in source.items() if hasattr(part, "column_names")]
+        if splits:
             what = f"{label} holds data sets: {', '.join(map(repr, splits))}"
             raise CalibrationError(what, f"give one of them: data[{splits[0]!r}]")
         return Stack(label, _columns(source, label, specs), specs)

@@ -124,12 +124,12 @@ sample("batches that do not go together", "'x'", x=np.ones((2, 4), np.float32), 
 sample("NaN", x=np.full((1, 4), np.nan, np.float32))
 sample("infinity", x=np.full((1, 4), np.inf, np.float32))
 sample("float64 beyond float32", "'x'", x=np.full((1, 4), 1e300))
-sample("a key more", "'mask'", mask=np.ones((1, 3)))
-sample("a key of another case", "'X'", X=np.ones((1, 4), np.float32))
 data("a key less", "#2", "'x'")(lambda _: [row(0), row(1), {"ids": row()["ids"]}])
 data("keys that are no text", "#0")(lambda _: [{1: row()["ids"], 2: row()["x"]}])
-data("samples without names", "#0", "ndarray")(lambda _: [np.ones((1, 4), np.float32)])
-data("tuples", "#0", "tuple")(lambda _: [(row()["ids"], row()["x"])])
+data("samples without names", "#0", "arrays without names", "'ids', 'x'")(lambda _: [np.ones((1, 4), np.float32)])
+data("tuples that are too short", "#0", "'ids', 'x'")(lambda _: [(row()["ids"],)])
+data("numbers as samples", "#0")(lambda _: [3.5, 4.5])
+data("tuples in another order", "#0", "'ids'")(lambda _: [(row()["x"], row()["ids"])])
 data("text in place of samples", "'x'", "a text does not tell it")(lambda _: ["ids", "x"])
 data("a mapping that raises", "LookupError", "malformed_data.py:")(lambda _: [Broken()])
 data("columns that raise", "LookupError", "malformed_data.py:")(lambda _: Broken())
@@ -236,11 +236,6 @@ def _large(folder: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 256, 20_000_000, np.uint8).tobytes()
     _npz(folder / "samples", True, ids=_header("(1, 3)", "<i8") + bytes(24), x=_header("(1, 5000000)") + values)
     return folder / "samples"
-
-
-@data("an array that nobody asks for", "'junk'")
-def _junk(folder: Path) -> Path:
-    return _npz(folder, True, ids=IDS, x=_header("(2, 4)") + bytes(32), junk=_header("(9,)") + bytes(36))
 
 
 def _in_folder(name: str, *words: str) -> Callable[[Callable[[Path], object]], None]:

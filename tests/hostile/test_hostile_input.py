@@ -96,6 +96,21 @@ def test_data(name: str, tmp_path: Path) -> None:
     assert "\n" not in text
 
 
+def test_what_is_no_input_is_dropped_and_told(tmp_path: Path) -> None:
+    net = malformed_data.network(tmp_path)
+    settings = onnxshot.Settings(use_cache=False, threads=1, samples="all", verify=False)
+    plain = [malformed_data.row(i) for i in range(4)]
+    more = [{**row, "mask": np.ones((1, 3)), "X": np.ones((1, 4), np.float32)} for row in plain]
+    dropped = onnxshot.quantize(net, more, settings=settings)
+    told = " ".join(dropped.report.notes)
+    assert "mask" in told
+    assert "'X'" in told or "X" in told.split("mask")[1]
+    in_order = onnxshot.quantize(net, [(row["ids"], row["x"]) for row in plain], settings=settings)
+    files = [made.model_proto.graph.SerializeToString() for made in (dropped, in_order)]
+    files.append(onnxshot.quantize(net, plain, settings=settings).model_proto.graph.SerializeToString())
+    assert files[0] == files[1] == files[2]
+
+
 def test_good_data_of_odd_kinds_is_taken(tmp_path: Path) -> None:
     """Big-endian numbers, negative strides, Fortran order, no batch axis, lists of lists, subclasses of dict."""
 

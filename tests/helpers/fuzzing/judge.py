@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from handmade.core import samples
 from numpy.typing import NDArray
 
 import onnxshot
@@ -178,7 +179,7 @@ def attempts(model: Path, feeds: list[Feed], found: Truth, number: int) -> dict[
     """What is done to a mutant, by name: each gives a fault in words, or nothing."""
     settings = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.02)
     mode = ("static", "dynamic", "weights")[number % 3]
-    data: Any = feeds if feeds and feeds[0] else "random"
+    data: Any = samples(feeds) if feeds and feeds[0] else "random"
 
     def emit() -> str:
         out = model.with_name("emitted.onnx")
