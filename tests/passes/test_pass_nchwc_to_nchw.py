@@ -14,6 +14,7 @@ from onnxshot import quantize
 from onnxshot.graph.load import load_model
 from onnxshot.passes.nchwc_to_nchw import DOMAIN, NchwcToNchw
 from onnxshot.passes.normalize import normalize
+from onnxshot.settings import Settings
 
 _RESIDUAL = """g (float[n, 3, 32, 32] x) => (float[n, 12, 8, 8] y) {
     a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w0, b0) r = Relu(a)
@@ -146,8 +147,9 @@ def test_an_optimized_file_is_quantized_like_its_source(level: str, tmp_path: Pa
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     calib = feeds(4, x=shape)
-    done = quantize(tmp_path / "saved.onnx", calib, output=tmp_path / "q.onnx", effort="fast").report
-    same = quantize(proto, calib, output=tmp_path / "same.onnx", effort="fast").report
+    untimed = Settings(search_seconds=0)  # no other result is taken, by how fast it is
+    done = quantize(tmp_path / "saved.onnx", calib, output=tmp_path / "q.onnx", effort="fast", settings=untimed).report
+    same = quantize(proto, calib, output=tmp_path / "same.onnx", effort="fast", settings=untimed).report
     assert done.sqnr_db == pytest.approx(same.sqnr_db, abs=1)
     found, expected = (
         Counter(node.op_type for node in onnx.load(tmp_path / name).graph.node) for name in ("q.onnx", "same.onnx")
