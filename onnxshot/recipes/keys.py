@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeGuard
 
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
+from onnxshot.wording import OWNERS
 
 KeyPath = tuple[Any, ...]
 """Keys and indices from the top of a file, such as ("stages", 0, "prune", "sparsity"); YAML keys may have any type."""
@@ -53,10 +55,14 @@ def refuse(checks: Iterable[Check]) -> None:
 
 
 def refuse_unknown(given: Iterable[Any], known: Sequence[str]) -> None:
-    """Raise BadKey for the first key that is not known."""
+    """Raise BadKey for the first key that is not known. The hint names a key that is nearly the same, or its place."""
     for key in given:
         if key not in known:
-            raise BadKey((key,), "is no key", f"keys: {', '.join(known)}")
+            near = get_close_matches(str(key), known, n=1, cutoff=0.75)
+            where = f"did you mean {near[0]!r}? " if near else ""
+            if key in OWNERS:
+                where = f"give it as [[{key}=VALUE]]; "
+            raise BadKey((key,), "is no key", f"{where}keys: {', '.join(known)}")
 
 
 def texts(key: str, value: object, what: str = "globs") -> Check:
