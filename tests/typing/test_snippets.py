@@ -62,7 +62,7 @@ def test_an_installed_wheel_is_typed(tmp_path: Path) -> None:
     built = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(list(map(str, built)), check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    (site,) = tmp_path.glob("venv/lib/*/site-packages")
+    (site,) = (tmp_path / "venv").rglob("site-packages")
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     own = Path(str(importlib.import_module("numpy").__file__)).parents[1]
