@@ -5,6 +5,8 @@ The names in `__all__` are public. Each is imported when it is first used, so th
 
 from __future__ import annotations
 
+from onnxshot import early_signals as _early_signals  # noqa: F401  # isort: skip  # first: other imports take time
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from onnxshot.cli import early_signals  # noqa: F401  # isort: skip  # first: the other imports take time
-
 import contextlib
 import gc
 import importlib

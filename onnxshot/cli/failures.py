@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr, an exit code and, with --json, one object on stdout."""
+"""How a command fails: a message on stderr, an exit code and, with --json, one object on stdout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from onnxshot.cli import streams
 from onnxshot.cli.signals import Stopped, received
@@ -15,6 +16,7 @@ from onnxshot.errors import OnnxshotError, UsageError, in_place
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells use. Typer returns it."""
+_NEAR = 0.75  # likeness of two names, above which one may be meant for the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,19 @@ class Failure:
         """The failure in one line."""
         return _printable(f"{self.message} ({self.hint})" if self.hint else self.message)
 
+    def _print(self) -> None:
+        """Print the failure: on a terminal wrapped, with the hint in lines of its own; else in one line."""
+        if not sys.stderr.isatty():
+            sys.stderr.write(f"error: {self.line}\n")
+            return
+        from onnxshot.cli.terminal import say_error
+
+        say_error(_printable(self.message), _printable(self.hint))
+
     def end(self) -> NoReturn:
         """Print the failure and end the command with its exit code."""
         with contextlib.suppress(OSError, ValueError):  # stderr is closed or full: only the exit code remains
-            sys.stderr.write(f"error: {self.line}\n")
+            self._print()
         from onnxshot.report.values import stamped
 
         texts = {"message": _printable(self.message), "hint": _printable(self.hint)}
@@ -68,12 +79,38 @@ def failure_of(error: BaseException) -> Failure | None:
         public = next(kind for kind in type(error).__mro__ if kind.__module__ == OnnxshotError.__module__)
         return Failure(error.exit_code, public.__name__, error.message, error.hint)
     if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
-        text = error.format_message()
-        command = getattr(getattr(error, "ctx", None), "command_path", "onnxshot COMMAND")
-        return _usage(text, f"{command} --help lists the options") if text else None
+        return _mistyped(error)
     if os.environ.get("ONNXSHOT_DEBUG"):
         raise error
     return _from_python(error)
+
+
+def _mistyped(error: Any) -> Failure | None:
+    """A usage error of Typer; None if it has no text. The hint names what may be meant, or the command that has it."""
+    context, option = getattr(error, "ctx", None), getattr(error, "option_name", None)
+    text = error.format_message()
+    what, _, meant = text.partition(" Did you mean ")
+    what = what.removesuffix(".")
+    if (values := _refused(error)) and what.startswith("Invalid value for "):
+        what = f"{what.partition(': ')[0]}: {', '.join(map(repr, values))}: {what.partition(': ')[2]}"
+    commands = getattr(context.find_root().command, "commands", {}) if context is not None else {}
+    if option and hasattr(error, "possibilities"):
+        what = f"there is no option {option}"
+        near = get_close_matches(option, error.possibilities or (), n=1, cutoff=_NEAR)
+        meant = f"{near[0]}?" if near else ""
+    meant = f"did you mean {meant} " if meant else ""
+    owners = [name for name, command in commands.items() if any(option in param.opts for param in command.params)]
+    if option and not meant and owners:
+        meant = f"onnxshot {owners[0]} has it; "
+    path = getattr(context, "command_path", "onnxshot COMMAND")
+    listed = "commands" if path == "onnxshot" else "options"
+    return _usage(what, f"{meant}{path} --help lists the {listed}") if text else None
+
+
+def _refused(error: Any) -> list[Any]:
+    """The values of an option that Typer could not read, of which it says nothing itself."""
+    read = getattr(error.__cause__ or error.__context__, "errors", None)
+    return [fault["input"] for fault in read()] if callable(read) else []
 
 
 def _from_python(error: BaseException) -> Failure:

@@ -139,7 +139,8 @@ def prune(
         raise UsageError(f"--{wrong[0]} with --pattern {pattern}", hint)
     if channels and sparsity is not None:
         targets["target_flops"] = 1 - sparsity
-    if not channels and not as_json:
+    asked = layer or 0 < (sparsity or 0) < 1
+    if not channels and not as_json and asked and model.is_file():  # else an error follows, and nothing else matters
         terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
     files = files_of(report, unnamed=() if output is not None else (out,))
     result: ShrinkResult | onnxshot.PruneResult

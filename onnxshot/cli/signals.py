@@ -9,7 +9,8 @@ import threading
 import time
 from types import FrameType
 
-from onnxshot.cli import early_signals, terminal
+from onnxshot import early_signals
+from onnxshot.cli import terminal
 
 _ONE_SECONDS = 0.5  # signals this close count as one: a terminal that is closed sends SIGHUP twice
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows

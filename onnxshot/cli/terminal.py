@@ -75,6 +75,15 @@ def say(console: Console, text: str, style: str = "", indent: str = "  ") -> Non
             console.print(Text(part, style=style))
 
 
+def say_error(message: str, hint: str) -> None:
+    """Print what is wrong and, in lines of its own, what to do about it; also if the command is quiet."""
+    console = stderr_console()
+    console.quiet = False
+    say(console, f"error: {message}", "red")
+    if hint:
+        say(console, f"  hint: {hint}", indent="    ")
+
+
 def say_notes(console: Console, notes: Iterable[str]) -> None:
     """Print notes: a terminal that is not asked for more shows a few, those that name an option before others."""
     told = list(dict.fromkeys(notes))

@@ -55,7 +55,8 @@ def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target)
     """The formats to write: those asked for, else the one of the output's suffix, else the target's own.
 
     Raises:
-        TargetError: a format is unknown, or its runtime is not installed.
+        TargetError: the runtime of a format is not installed.
+        UsageError: a format is unknown.
     """
     by_suffix = {runtime.suffix: name for name, runtime in RUNTIMES.items()} | {".onnx": ONNX}
     named = by_suffix.get(follow_link(output).suffix.lower()) if output is not None else None
@@ -67,9 +68,9 @@ def formats_of(asked: Sequence[str] | None, output: Path | None, target: Target)
 
 
 def runtime_of(name: str) -> Runtime:
-    """The runtime of a format. Raises TargetError, which lists the formats, for an unknown one."""
+    """The runtime of a format. Raises UsageError, which lists the formats, for an unknown one."""
     if name not in RUNTIMES:
-        raise TargetError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
+        raise UsageError(f"there is no format {name!r}", f"formats: {', '.join((ONNX, *RUNTIMES))}")
     return RUNTIMES[name]
 
 

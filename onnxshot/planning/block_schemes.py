@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 
 from onnx import TensorProto
 
-from onnxshot.errors import TargetError
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import channel_axis
 from onnxshot.maths.affine import INT4, INT8, UINT4, UINT8, PerBlock, PerChannel, QuantScheme, QuantType
@@ -42,7 +42,7 @@ def uses_operator(target: Target, recipe: Recipe) -> bool:
 
 
 def refuse_blocks(target: Target, recipe: Recipe) -> None:
-    """Raise TargetError where the target does not take the blocks that the recipe asks for."""
+    """Raise TargetError where the target does not take the blocks of the recipe, UsageError where no target does."""
     bits = bits_of(recipe)
     if bits is None:
         return
@@ -63,7 +63,7 @@ def refuse_blocks(target: Target, recipe: Recipe) -> None:
     sizes = [str(n) for n in (16, 32, 64, 128, 256) if n >= target.least_block]
     hint = f"use {', '.join(sizes[:-1])} or {sizes[-1]}"
     if size & (size - 1) or not _LEAST <= size <= _MOST:
-        raise TargetError(f"blocks of {size}: no runtime multiplies by them", hint)
+        raise UsageError(f"blocks of {size}: no runtime multiplies by them", hint)
     if size < target.least_block:
         raise TargetError(f"blocks of {size}: {target.name} multiplies by them slower than by larger ones", hint)
 

@@ -4,7 +4,7 @@ To add a target, write a `Target` in a new file and add it to TARGETS. To add a 
 implement `onnxshot.runtimes.base.Runtime` in onnxshot/runtimes/ and set `Target.runtime`.
 """
 
-from onnxshot.errors import TargetError, UsageError
+from onnxshot.errors import UsageError
 from onnxshot.runtimes.base import Runtime
 from onnxshot.targets.base import Target
 from onnxshot.targets.openvino import OPENVINO
@@ -44,9 +44,9 @@ def target_of(form: str) -> Target:
         form: a key of RUNTIMES, for example "openvino".
 
     Raises:
-        TargetError: there is no such format; the hint lists all formats.
+        UsageError: there is no such format; the hint lists all formats.
     """
     for target in TARGETS.values():
         if target.runtime is not None and target.runtime.format == form:
             return target
-    raise TargetError(f"there is no format {form!r}", f"formats: {', '.join(('onnx', *RUNTIMES))}")
+    raise UsageError(f"there is no format {form!r}", f"formats: {', '.join(('onnx', *RUNTIMES))}")

@@ -299,12 +299,26 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
     assert names(shell.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["quantise", "net.onnx"], "No such command 'quantise' (did you mean 'quantize'? onnxshot --help"),
+        (["quantize", "net.onnx", "--targt", "ort"], "no option --targt (did you mean --target? onnxshot quantize --"),
+        (["prune", "net.onnx", "--bits", "4"], "no option --bits (onnxshot quantize has it; onnxshot prune --help"),
+        (["quantize", "net.onnx", "--min-sqnr", "loud"], "Invalid value for '--min-sqnr': 'loud': "),
+    ],
+)
+def test_what_was_mistyped_is_told_with_what_was_meant(shell: Shell, args: list[str], line: str) -> None:
+    assert line in shell(*args).error
+
+
 @pytest.mark.parametrize("args", [["quantize", "net.onnx", "--nonsense"], ["quantize"], ["fly"], ["bench"]])
 def test_wrong_options_exit_2(shell: Shell, args: list[str]) -> None:
     ran = shell(*args)
     assert (ran.code, ran.out) == (2, "")
     known = args[0] if args[0] != "fly" else ""
-    assert f"{' '.join(filter(None, ('onnxshot', known)))} --help lists the options" in ran.error
+    listed = "options" if known else "commands"
+    assert f"{' '.join(filter(None, ('onnxshot', known)))} --help lists the {listed}" in ran.error
     error = shell(*args, "--json").json_error
     assert (error["code"], error["kind"]) == (2, "UsageError")
     assert "--help" in error["hint"]

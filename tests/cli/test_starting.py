@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxshot.cli import early_signals
+from onnxshot import early_signals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -20,7 +20,7 @@ COMMANDS = {
     "script": [sys.executable, "{folder}/onnxshot", "inspect", "net.onnx"],  # as an installer makes it
 }
 SCRIPT = "import sys\nfrom onnxshot.cli.app import entry\nsys.exit(entry())\n"
-ROOT = str(Path(early_signals.__file__).parents[2])
+ROOT = str(Path(early_signals.__file__).parents[1])
 
 
 def begun(folder: Path, name: str) -> "subprocess.Popen[str]":

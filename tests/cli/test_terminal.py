@@ -20,6 +20,7 @@ from fixture_data import FIXTURES, facts
 from rich.console import Console
 
 import onnxshot
+from onnxshot.errors import CalibrationError
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = facts()["digits_mobile"]
@@ -197,6 +198,20 @@ def test_what_is_interrupted_leaves_a_clean_terminal(tmp_path: Path) -> None:
     assert len(found[-1]) == 1, found[-1]
     assert BAR not in found[-1][0]
     assert not screen.cursor.hidden
+
+
+def test_an_error_is_wrapped_at_words_and_its_hint_stands_below(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "onnxshot", "quantize", str(ROOT / MODEL)]
+    shown = pseudo_terminal.run(command, tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)})
+    _, screen = _screens(shown.text)
+    first, *hint = [line.rstrip() for line in screen.display if line.strip()]
+    assert (shown.code, first) == (5, "error: calibration data is needed and none was given")
+    assert hint[0].startswith("  hint: --calib takes")
+    assert all(line.startswith("    ") for line in hint[1:])
+    told = " ".join(line.strip() for line in hint).removeprefix("hint: ")
+    with pytest.raises(CalibrationError) as caught:
+        onnxshot.quantize(ROOT / MODEL)
+    assert told.split()[-3:] == caught.value.hint.split()[-3:], "no word is broken or lost"
 
 
 def test_what_is_left_of_a_step_follows_from_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

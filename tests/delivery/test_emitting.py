@@ -92,7 +92,7 @@ def test_a_runtime_that_is_missing_is_told_before_any_work(copying: Copying, tmp
     copying.absent = True
     with pytest.raises(TargetError, match="pip install copy"):
         quantize(tmp_path / "missing.onnx", [], output=tmp_path / "net.copy")
-    with pytest.raises(TargetError, match="no format 'mars'"):
+    with pytest.raises(UsageError, match="no format 'mars'"):
         quantize(tmp_path / "missing.onnx", [], output=tmp_path / "net.onnx", emit=("mars",))
     with pytest.raises(UsageError, match="no output to emit"):
         quantize(tmp_path / "missing.onnx", [], emit=("onnx",))

@@ -1,7 +1,8 @@
 """Handle signals while the command is still importing: one line on stderr and an exit code, as `signals` does later.
 
 Importing this module sets the handlers if the process is the `onnxshot` command. A program that imports the package as
-a library keeps its own handlers.
+a library keeps its own handlers. The package imports it first, and it imports only what Python has imported itself, as
+a signal before it shows Python's traceback.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from pathlib import PurePath
-from types import FrameType
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes longer than all of this
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
 
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows
 _COMMAND = "onnxshot"
@@ -37,18 +39,19 @@ def is_command() -> bool:
     if processes is not None and processes.parent_process() is not None:
         return False
     first = sys.argv[0] if sys.argv else ""
-    path = PurePath(first)
-    return path.stem == _COMMAND or path.parts[-2:] == (_COMMAND, "__main__.py")
+    folder, name = os.path.split(first)
+    return name.partition(".")[0] == _COMMAND or (name == "__main__.py" and os.path.split(folder)[1] == _COMMAND)
 
 
 def listen_early() -> None:
-    """Set the handlers, unless the program has set its own."""
-    if threading.current_thread() is not threading.main_thread():
-        return
+    """Set the handlers, unless the program has set its own. Only the main thread can."""
     for name in _SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, HANDLER)
+            try:  # importing contextlib takes time
+                signal.signal(number, HANDLER)
+            except ValueError:
+                return
 
 
 if is_command():
