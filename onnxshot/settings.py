@@ -12,7 +12,7 @@ from typing import Literal, ParamSpec, TypeVar, get_args
 
 from onnxshot import logs, memory
 from onnxshot.arguments import check_fields
-from onnxshot.errors import TargetError, UsageError
+from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
 from onnxshot.progress import Progress, telling
@@ -64,7 +64,6 @@ class Settings:
 
     Raises:
         UsageError: a value has the wrong type or is out of range.
-        TargetError: the device is unknown.
 
     Example:
         >>> Settings(samples=200, threads=8).limit
@@ -93,7 +92,7 @@ class Settings:
         if not known:
             raise UsageError(f"samples is {self.samples!r}", "a number above 0, 'auto', or 'all'")
         if self.device not in DEVICES:
-            raise TargetError(f"ONNX Runtime has no device {shown(self.device)}", f"devices: {', '.join(DEVICES)}")
+            raise UsageError(f"ONNX Runtime has no device {shown(self.device)}", f"devices: {', '.join(DEVICES)}")
         if not 1 <= self.threads <= MOST_THREADS:
             raise UsageError(f"{shown(self.threads)} threads were asked for", f"from 1 to {MOST_THREADS}")
         if not 0 <= self.seed < 1 << 63:

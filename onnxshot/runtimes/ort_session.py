@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed
-from onnxshot.errors import CalibrationError, ModelError, TargetError
+from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
 from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 
@@ -62,10 +62,11 @@ def providers_for(device: str) -> tuple[str, ...]:
         device: "cpu", "cuda" or "openvino".
 
     Raises:
-        TargetError: The device is unknown, or this ONNX Runtime was built without it.
+        TargetError: This ONNX Runtime was built without the device.
+        UsageError: The device is unknown.
     """
     if device not in _PROVIDERS:
-        raise TargetError(f"ONNX Runtime has no device {device!r}", f"devices: {', '.join(_PROVIDERS)}")
+        raise UsageError(f"ONNX Runtime has no device {device!r}", f"devices: {', '.join(_PROVIDERS)}")
     providers, fix = _PROVIDERS[device]
     if providers[0] not in runtime().get_available_providers():
         raise TargetError(f"this ONNX Runtime was built without {providers[0]}", fix)

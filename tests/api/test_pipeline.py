@@ -237,7 +237,7 @@ def test_a_result_can_be_saved_later_and_emitted(tmp_path: Path) -> None:
     assert emitted == tmp_path / "emitted" / "net.int8.onnx"
     assert saved.read_bytes() == emitted.read_bytes()
     assert sqnr(case, onnx.load(str(saved))) == pytest.approx(sqnr(case, result.model.to_proto()))
-    with pytest.raises(TargetError, match="tensorflow"):
+    with pytest.raises(UsageError, match="tensorflow"):
         result.emit("tensorflow", tmp_path)
     with pytest.raises(UsageError, match="input itself"):
         result.save(path)

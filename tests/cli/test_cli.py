@@ -280,7 +280,7 @@ def test_require_faster_exits_3_with_the_file_written(shell: Shell) -> None:
         (["compare", "net.onnx", "missing.onnx", "--calib", "calib.npz"], 4, "missing.onnx"),
         (["compare", "net.onnx", "net.onnx"], 5, "--calib"),
         (["bench", "missing.onnx"], 4, "missing.onnx"),
-        (["emit", "net.onnx", "--to", "mars"], 6, "mars"),
+        (["emit", "net.onnx", "--to", "mars"], 2, "mars"),
         (["emit", "missing.onnx"], 4, "missing.onnx"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",

@@ -22,7 +22,7 @@ import onnxshot.api.calibrate
 from onnxshot import Settings, quantize
 from onnxshot.calibration.range_methods import METHODS
 from onnxshot.calibration.readers import Sample
-from onnxshot.errors import CalibrationError, TargetError
+from onnxshot.errors import CalibrationError, TargetError, UsageError
 from onnxshot.execution import statistics_source
 from onnxshot.execution.collect import collect
 from onnxshot.graph.load import load_model
@@ -310,7 +310,7 @@ def test_row08_the_device_is_the_provider_that_calibrates(monkeypatch: pytest.Mo
             quantize(case.model, case.feeds, settings=Settings(device="cuda", verify=False, use_cache=False))
     # The check that the normalized model is the one given runs on the CPU, before.
     assert used[-1] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    with pytest.raises(TargetError, match="devices: cpu, cuda, openvino"):
+    with pytest.raises(UsageError, match="devices: cpu, cuda, openvino"):
         quantize(case.model, case.feeds, settings=Settings(device="tpu", verify=False, use_cache=False))
 
 
