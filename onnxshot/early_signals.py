@@ -39,6 +39,9 @@ def is_command() -> bool:
     if processes is not None and processes.parent_process() is not None:
         return False
     first = sys.argv[0] if sys.argv else ""
+    if first == "-m":  # Python has not found the module yet, whose file will stand here
+        given = sys.orig_argv
+        return "-m" in given and given[given.index("-m") + 1 :][:1] == [_COMMAND]
     folder, name = os.path.split(first)
     return name.partition(".")[0] == _COMMAND or (name == "__main__.py" and os.path.split(folder)[1] == _COMMAND)
 

