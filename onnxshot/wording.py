@@ -9,10 +9,12 @@ A text holds tokens in double brackets, and `worded` replaces them:
     [[search_seconds=120]]         Settings(search_seconds=120)               --search-time 120
     [[min_sqnr=15]]                Goal(min_sqnr=15)                          --min-sqnr 15
     [[compare A B calib=DATA]]     onnxshot.compare(A, B, calib=DATA)         onnxshot compare A B --calib DATA
+    [[compare "a.onnx" B]]         onnxshot.compare("a.onnx", B)              onnxshot compare a.onnx B
     [[one text|another text]]      one text                                   another text
 
-Names are those of Python. Errors and findings replace tokens themselves; other texts are given to `worded` where they
-are made.
+Words in capitals stand for what the reader puts in. In commands, `calib=DATA` is worded as the options by which the
+running command was given its samples (`with_samples`). Names are those of Python. Errors and findings replace tokens
+themselves; other texts are given to `worded` where they are made.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ OPTIONS = {
 TOKEN = re.compile(r"\[\[([a-zA-Z-][^\[\]|]*(?:\[[^\[\]]*\][^\[\]|]*)?(?:\|[^|]*?)?)\]\]")
 _OPTION = re.compile(r"([a-z_]+)(?:=(.*))?", re.DOTALL)
 _AS_IT_IS = re.compile(r"-?\d+(\.\d+)?|[A-Z][A-Z_]*|True|False|None")  # numbers, and what a reader puts in
+_DATA = "calib=DATA"
 _command = os.environ.get(VARIABLE) == "command"
+_samples = ""  # options, such as "--calib data --preset imagenet"
 
 
 @contextlib.contextmanager
@@ -62,6 +66,18 @@ def on_command_line() -> Iterator[None]:
         yield
     finally:
         _command = before
+
+
+@contextlib.contextmanager
+def with_samples(options: dict[str, object]) -> Iterator[None]:
+    """Word `calib=DATA` in commands as these options meanwhile, by their names on the command line; None: not given."""
+    global _samples
+    before = _samples
+    _samples = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    try:
+        yield
+    finally:
+        _samples = before
 
 
 def is_command_line() -> bool:
@@ -87,9 +103,12 @@ def _worded(token: str) -> str:
     verb, *words = shlex.split(token)
     parts = [(word, _OPTION.fullmatch(word)) for word in words]
     if _command:
-        said = [option(found[1], found[2]) if found else word for word, found in parts]
+        said = [
+            _samples if word == _DATA and _samples else option(found[1], found[2]) if found else shlex.quote(word)
+            for word, found in parts
+        ]
         return " ".join(("onnxshot", "quantize" if verb == "tune" else verb, *said))
-    said = [word for word, found in parts if not found]
+    said = [_literal(word) for word, found in parts if not found]
     said += [_python(found[1], found[2], call=True) for _, found in parts if found]
     return f"onnxshot.{verb}({', '.join(said)})"
 
@@ -108,8 +127,12 @@ def _python(name: str, value: str | None, *, call: bool = False) -> str:
         return f"{owner}.{name}" if owner else name
     if value.endswith("%"):
         value = f"{float(value[:-1]) / 100:g}"
-    literal = value if _AS_IT_IS.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    literal = _literal(value)
     if owner is None:
         return f"{name}={literal}"
     parameter = {"Settings": "settings", "Goal": "goal", "EmitOptions": "options", "TextPreset": "preset"}[owner]
     return f"{parameter}={owner}({name}={literal})" if call else f"{owner}({name}={literal})"
+
+
+def _literal(value: str) -> str:
+    return value if _AS_IT_IS.fullmatch(value) else json.dumps(value, ensure_ascii=False)

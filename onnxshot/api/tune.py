@@ -29,7 +29,7 @@ from onnxshot.graph.model import data_suffix
 from onnxshot.planning.block_schemes import bits_of
 from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.recipes.recipe_options import RecipeOptions, listed
-from onnxshot.report.findings import float_in_effect
+from onnxshot.report.gain_findings import float_in_effect
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model

@@ -9,7 +9,7 @@ from typing import Any
 from onnxshot.batch.cells import Cell
 from onnxshot.errors import GoalMissed
 from onnxshot.report.advice import BAD, CAUTION, READY
-from onnxshot.report.findings import NOTHING
+from onnxshot.report.gain_findings import NOTHING
 from onnxshot.report.verdict import WORDS
 from onnxshot.search.goal import missed_limit
 

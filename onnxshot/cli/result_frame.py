@@ -20,7 +20,9 @@ from onnxshot.report.advice import (
     FLOOR_AGREEMENT,
     FLOOR_DB,
     READY,
+    bits_before,
     decibels,
+    int8_share,
     is_slower,
     level_of,
     megabytes,
@@ -29,6 +31,7 @@ from onnxshot.report.counts import counts
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import perplexities, rise_of, rises
 from onnxshot.report.values import Artifact
+from onnxshot.targets import RUNTIMES
 
 _SAME_SIZE = 0.005  # sizes that differ by less are the same
 _ONNX = "onnx"
@@ -71,11 +74,14 @@ def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:
     found = [] if artifact is None else [size_line(report.input_bytes, artifact.bytes)]
     latency = report.latency if artifact is None or own else artifact.latency
     found += [line for line in [speed_line("time", latency)] if line is not None]
-    share = report.int8_macs_share if artifact is None or own else artifact.int8_macs_share
+    values = report.to_dict()
+    share = int8_share(values) if artifact is None or own else artifact.int8_macs_share
     if share is not None:
-        found.append(Line("MACs in int8", "", f"{100 * share:.0f} %"))
+        target = report.recipe.get("target")
+        where = f"in ONNX Runtime, not in {target}" if own and target in RUNTIMES else ""
+        found.append(Line("MACs in int8", "", f"{100 * share:.0f} %", where))
     if own:
-        found += [*_of_the_file(report), *_decoding(report.decoding)]
+        found += [*_of_the_file(report, bits_before(values)), *_decoding(report.decoding)]
         sqnr_db, agreement = report.sqnr_db, report.agreement
     else:
         sqnr_db, agreement = (artifact.sqnr_db, artifact.agreement) if artifact is not None else (None, None)
@@ -84,12 +90,11 @@ def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:
     return found + accuracy_lines(sqnr_db, agreement, report.samples, judged=judged)
 
 
-def _of_the_file(report: Report) -> list[Line]:
+def _of_the_file(report: Report, bits: float | None) -> list[Line]:
     """Bits of a weight, perplexity, and what is counted in outputs."""
     found = []
-    if report.bits_per_weight is not None and report.parameters:
-        before = 8 * report.input_bytes / report.parameters
-        found.append(Line("bits a weight", f"{before:.2f}" if before else "", f"{report.bits_per_weight:.2f}"))
+    if bits is not None:
+        found.append(Line("bits a weight", f"{bits:.2f}", f"{report.bits_per_weight:.2f}", "of the whole file"))
     tokens = report.tokens
     if perplexities({"tokens": tokens}):
         found.append(

@@ -14,7 +14,7 @@ from onnxshot.cli.merged_errors import merged
 from onnxshot.cli.result_frame import Line, bytes_of, lines_of, print_frame, print_written, size_line
 from onnxshot.cli.terminal import STYLES, say, say_notes, stderr_console
 from onnxshot.graph.skip import Skip
-from onnxshot.report.advice import BAD, decibels, level_of, words_of
+from onnxshot.report.advice import BAD, Values, bits_before, decibels, int8_share, level_of, words_of
 from onnxshot.report.counts import counts
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import blocks_in_words, decoding_in_one_line, in_one_line, rise_of
@@ -50,7 +50,7 @@ def show_report(report: Report, *more: Path | None) -> None:
         _frames(console, report, more)
         lines = [in_one_line({**values, "tokens": {}}), blocks_in_words(values)]
     else:
-        console.print(_headline(report))
+        console.print(_headline(report, values))
         lines = [in_one_line(values), decoding_in_one_line(values), blocks_in_words(values)]
     for line in filter(None, lines):
         say(console, line)
@@ -164,7 +164,7 @@ def show_pruned(report: PruneReport, *more: Path | None) -> None:
     else:
         if of_all:
             zeros += f" in the layers to be pruned, {100 * report.sparsity_of_all:.1f} % in all weights"
-        parts = [_headline(report), zeros]
+        parts = [_headline(report, report.to_dict()), zeros]
         if report.magnitude_sqnr_db is not None:
             parts.append(f"(by magnitude alone {report.magnitude_sqnr_db:.1f} dB)")
         console.print("  ".join(parts))
@@ -304,12 +304,12 @@ def _sample_share(report: Report) -> str:
     return f" ({seen} of {judged} samples)" if seen and judged and seen < judged else ""
 
 
-def _headline(report: Report) -> str:
+def _headline(report: Report, values: Values) -> str:
     written = sum(a.bytes for a in report.outputs)
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
         parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
-    if report.bits_per_weight is not None:
+    if bits_before(values) is not None:
         parts.append(f"{report.bits_per_weight:.2f} bits a weight")
     # Else the perplexity says whether they are good enough, or the user does.
     judged = rise_of({"tokens": report.tokens}) is None and not report.accepted
@@ -318,8 +318,8 @@ def _headline(report: Report) -> str:
         judged = judged and level_of(None, report.agreement, report.samples.get("cases")) == BAD
         parts.append(accuracy(None, report.agreement, judged=judged))
     parts += counts(report.matches)
-    if report.int8_macs_share is not None:
-        parts.append(f"int8 {100 * report.int8_macs_share:.0f} % of MACs")
+    if (share := int8_share(values)) is not None:
+        parts.append(f"int8 {100 * share:.0f} % of MACs")
     if report.speedup is not None:
         text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
         if not report.latency.get("sure", True):

@@ -18,6 +18,7 @@ from onnxshot.cli.completion import one_of
 from onnxshot.cli.help import MESSAGES
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
+from onnxshot.wording import with_samples
 
 LEVELS = ("debug", "info", "warning", "error")
 VerboseOpt = Annotated[
@@ -43,6 +44,7 @@ LevelOpt = Annotated[
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "verbose": (VerboseOpt, 0), "quiet": (QuietOpt, False), "log_level": (LevelOpt, None),
 }  # fmt: skip
+_OF_SAMPLES = ("calib", "preset", "tokenizer", "length")
 _before: dict[str, Any] = {}
 """What was given before the name of the command."""
 
@@ -58,7 +60,8 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         given = {name: values.pop(name) or _before.get(name) for name in _OPTIONS}
-        with _following(**given):
+        samples = {name: values.get(name) for name in _OF_SAMPLES} if values.get("calib") is not None else {}
+        with _following(**given), with_samples(samples):
             command(**values)
 
     signature = inspect.signature(command, eval_str=True)  # Typer evaluates no annotation of `__signature__`

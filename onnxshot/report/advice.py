@@ -6,6 +6,8 @@ Reports are given as plain values, as `Report.to_dict` returns them.
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +29,9 @@ Few cases are below it only if that is no accident (`_surely_differ`): 5 of 32 t
 LEAST_INT8 = 0.5
 """Least share of the multiply-accumulates in int8; below it, a quantized model runs mostly in float."""
 
+_SAME_BITS = 0.02  # share of bits a weight, by which float files of one model differ
 _SAME_DB = 1.0  # smaller gains are not mentioned
-_DEPLOY = "deploy it, or compare on your own data with onnxshot compare"
+_DEPLOY = "deploy it, or compare on your own data with [[onnxshot.compare|onnxshot compare]]"
 
 
 def level_of(sqnr_db: float | None, agreement: float | None = None, cases: int | None = None) -> str:
@@ -203,11 +206,48 @@ def quantizes(values: Values) -> bool:
     return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
 
 
+def int8_share(values: Values) -> float | None:
+    """The share of the work in int8, where it says something: not known, or nothing was to run in int8, gives None."""
+    share, recipe = values.get("int8_macs_share"), values.get("recipe") or {}
+    if not share and (not quantizes(values) or recipe.get("mode") == "weights"):
+        return None
+    return share
+
+
+def bits_before(values: Values) -> float | None:
+    """Bits a weight of the input, by the size of its file; None if unknown, or if the result's are the same."""
+    now, parameters = values.get("bits_per_weight"), values.get("parameters")
+    if now is None or not parameters:
+        return None
+    before = 8 * (values.get("input_bytes") or 0) / float(parameters)
+    return None if abs(now - before) < _SAME_BITS * before else before
+
+
 def when_ready(values: Values) -> str:
     """What to do with a result without findings."""
     if "layers" in values:
-        return "zeros make only the compressed file smaller; to run faster, quantize it: onnxshot quantize keeps them"
+        keeps = "[[onnxshot.quantize|onnxshot quantize]] keeps them"
+        return f"zeros make only the compressed file smaller; to run faster, quantize it: {keeps}"
     return "ready: deploy it" if is_comparison(values) else f"ready: {_DEPLOY}"
+
+
+def with_paths(text: str, values: Values) -> str:
+    """Put the paths of a report into the commands of a text: for INPUT and MODEL the input's, for RESULT the result's.
+
+    A model in memory has no path, and a path that could not stand in a token is left out.
+    """
+    compared = (values.get("recipe") or {}).get("reference")
+    given = str(compared or values.get("input") or "")
+    made = str(values.get("input") or "") if compared else _path_of_result(values)
+    for word, path in (("INPUT", given), ("MODEL", given), ("RESULT", made)):
+        if path.isprintable() and path[:1] not in ("", "(") and not set(path) & set("[]|"):
+            place = shlex.quote(path).replace("\\", "\\\\")  # a replacement has escapes of its own
+            text = re.sub(rf"(?<=\[\[)([a-z]+ (?:[^\[\]]+ )?){word}\b", rf"\g<1>{place}", text)
+    return text
+
+
+def _path_of_result(values: Values) -> str:
+    return next((str(a["path"]) for a in values.get("outputs") or () if a["format"] == "onnx" and a.get("path")), "")
 
 
 def decibels(db: float | None) -> str:

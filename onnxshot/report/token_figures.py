@@ -7,6 +7,7 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
+_LEAST_SHARE = 0.005  # below it, a share would be said as 0 %
 FLOOR_RISE = 0.1
 """Share by which the perplexity of a result that is good enough may rise over that of the float model."""
 
@@ -79,9 +80,13 @@ def in_one_line(values: Values) -> str:
 def blocks_in_words(values: Values) -> str:
     """The work by weights in blocks; empty where there is none."""
     return ", ".join(
-        f"{row['bits']}-bit weights and {row['activations']} activations in {100 * row['macs_share']:.0f} % of the work"
+        f"{row['bits']}-bit weights and {row['activations']} activations in {_percent(row['macs_share'])} of the work"
         for row in values.get("blocks") or ()
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= _LEAST_SHARE else "less than 1 %"
 
 
 def decoding_in_one_line(values: Values) -> str:

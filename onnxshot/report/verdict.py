@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from onnxshot.report.advice import BAD, CAUTION, READY, Values, when_ready
+from onnxshot.report.advice import BAD, CAUTION, READY, Values, when_ready, with_paths
 from onnxshot.report.findings import ACCURACY_RULES, RULES, SHRINK_RULES
 from onnxshot.wording import worded
 
@@ -46,6 +46,7 @@ def judge(values: Values) -> Verdict:
         accepted = values.get("accepted") and rule in ACCURACY_RULES
         found += [replace(finding, level=CAUTION) if accepted else finding for finding in rule(values)]
     found.sort(key=lambda finding: finding.level != BAD)  # stable: rules are in the order of their weight
+    next_step = worded(with_paths(found[0].next if found else when_ready(values), values))
     if not found:
-        return Verdict(READY, (), worded(when_ready(values)))
-    return Verdict(found[0].level, tuple(dict.fromkeys(worded(f.reason) for f in found)), worded(found[0].next))
+        return Verdict(READY, (), next_step)
+    return Verdict(found[0].level, tuple(dict.fromkeys(worded(f.reason) for f in found)), next_step)

@@ -35,8 +35,8 @@ from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.vocabulary import Mode
 from onnxshot.recovery.group_search import GroupSearch, Mix, OutOfTime
 from onnxshot.recovery.plan_trials import SHORTEST_MS, PlanTrials
+from onnxshot.report.accuracy_findings import is_inaccurate
 from onnxshot.report.advice import BAD, FLOOR_DB, is_slower, level_of
-from onnxshot.report.findings import is_inaccurate
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE, bench
 from onnxshot.settings import Settings
 from onnxshot.stages.make_quantized import Quantized

@@ -19,8 +19,8 @@ from onnxshot.graph.save import write
 from onnxshot.planning.plan import FLOAT, WEIGHTS
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recovery.plan_trials import SHORTEST_MS
+from onnxshot.report.accuracy_findings import is_inaccurate
 from onnxshot.report.advice import BAD, FLOOR_DB
-from onnxshot.report.findings import is_inaccurate
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE

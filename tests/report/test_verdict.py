@@ -23,10 +23,12 @@ from onnxshot.api import tune as tuned_module
 from onnxshot.batch.run import run
 from onnxshot.batch.store import ROW
 from onnxshot.report import findings
-from onnxshot.report.findings import float_in_effect
+from onnxshot.report.finding import Finding
+from onnxshot.report.gain_findings import float_in_effect
 from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
 from onnxshot.report.verdict import WORDS, judge
+from onnxshot.wording import with_samples
 
 pytestmark = pytest.mark.usefixtures("worded_as_options")
 
@@ -437,20 +439,53 @@ def said(reason: str) -> str:
     return re.sub(r"[+-]?\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "NAME", reason))
 
 
+FEW = {**SOUND, "agreement": 0.9, "samples": {**SOUND["samples"], "cases": 20}}
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (("net.onnx", "q.onnx"), "onnxshot compare net.onnx q.onnx --calib 'my data' --preset p.yaml judges by all"),
+        (("a RESULT.onnx", r"b\1.onnx"), r"onnxshot compare 'a RESULT.onnx' 'b\1.onnx' --calib 'my data'"),
+        (("(ModelProto)", "q[1].onnx"), "onnxshot compare INPUT RESULT --calib 'my data' --preset p.yaml judges"),
+    ],
+)
+def test_the_next_step_is_a_command_that_can_be_pasted(paths: tuple[str, str], said: str) -> None:
+    values = {**FEW, "input": paths[0], "outputs": [{**SOUND["outputs"][0], "path": paths[1]}]}
+    with with_samples({"calib": "my data", "preset": "p.yaml", "length": None}):
+        assert judge(values).next.startswith(said)
+
+
+def test_a_comparison_does_not_advise_to_compare() -> None:
+    values = {**FEW, "input": "q.onnx", "outputs": [], "recipe": {"reference": "net.onnx"}}
+    assert judge(values).next == "give more samples with --calib DATA"
+    bad = judge({**values, "sqnr_db": 3.0, "output_sqnr_db": {"y": 3.0}})
+    assert bad.next.startswith("onnxshot quantize net.onnx "), "the reference, not the candidate"
+
+
 def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line of findings.py that makes a finding is reached, and what it says stands under a heading of a page."""
-    lines, real = set[int](), findings.Finding
+    """Every line that makes a finding is reached, and what it says stands under a heading of a page."""
+    reached = set[tuple[str, int]]()
 
-    def noted(*given: str) -> findings.Finding:
-        lines.add(sys._getframe(1).f_lineno)
-        return real(*given)
+    def noted(*given: str) -> Finding:
+        frame = sys._getframe(1)
+        reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return Finding(*given)
 
-    monkeypatch.setattr(findings, "Finding", noted)
+    modules = {rule.__module__ for rule in (*findings.RULES, *findings.SHRINK_RULES)}
+    places = {sys.modules[name].__file__ or "" for name in modules}
+    for name in modules:
+        monkeypatch.setattr(sys.modules[name], "Finding", noted)
     values = [{**SOUND, **changed} for changed in (*(row[0] for row in AGAINST.values()), *ALSO)]
     reasons = [reason for each in (*values, SHRUNK) for reason in judge(each).reasons]
-    tree = ast.parse(Path(findings.__file__).read_text("utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding"]
-    assert {call.lineno for call in calls} == lines
+    calls = {
+        (place, node.lineno)
+        for place in places
+        for node in ast.walk(ast.parse(Path(place).read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding"
+    }
+    assert calls == reached
+    assert len(places) > 1
     text = "".join((DOCS / name).read_text("utf-8") for name in ("why-slower.md", "why-worse.md"))
     told = [said(found) for found in re.findall(r"^> `(.*)`$", text, re.MULTILINE)]
     starts = tuple(known[:-3] for known in told if known.endswith("..."))

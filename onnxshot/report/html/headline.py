@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.advice import BAD, CAUTION, READY, bits_before, int8_share
 from onnxshot.report.counts import counts
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import bar
@@ -46,8 +46,8 @@ def tiles(values: Values) -> Markup:
         ("perplexity", perplexities(values).replace("->", "→")),
         ("perplexity of decoded tokens", on_own_cache(values)),
         ("divergence", divergence(values)),
-        ("work in int8", figures.percent(values.get("int8_macs_share"), 0)),
-        ("bits a weight", "" if values.get("bits_per_weight") is None else f"{values['bits_per_weight']:.2f}"),
+        ("work in int8", figures.percent(int8_share(values), 0)),
+        ("bits a weight", "" if bits_before(values) is None else f"{values['bits_per_weight']:.2f}"),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
         ("speed against float" + _unsure(values), figures.times(speedup) if speedup else _untimed(values)),
         ("samples judged on", _judged_on(values)),

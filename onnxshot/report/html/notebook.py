@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.advice import BAD, CAUTION, READY, int8_share
 from onnxshot.report.html import figures
 from onnxshot.report.html.markup import Markup, el, join
 from onnxshot.report.token_figures import perplexities
@@ -121,7 +121,7 @@ def report_facts(values: Values) -> list[tuple[str, str]]:
         ("SQNR", "" if sqnr is None else figures.decibels(sqnr)),
         ("agreement", figures.percent(values.get("agreement"))),
         ("perplexity", perplexities(values).replace("->", "→")),
-        ("MACs in int8", figures.percent(values.get("int8_macs_share"), 0)),
+        ("MACs in int8", figures.percent(int8_share(values), 0)),
         ("zeros", figures.percent(zeros) if zeros >= 0.05 else ""),
         ("speed", f"{speed}{'' if latency.get('sure', True) else ' (not sure)'}" if speed else ""),
     ]
