@@ -111,7 +111,7 @@ def _fitted(
 
     A header is cut last.
     """
-    kept, widths = list(kept), dict(widths)
+    kept, whole_widths, widths = list(kept), widths, dict(widths)
     names = [i for i in kept if fields[i].name]
     for least in (_NAME, _LEAST_NAME):
         while _total(widths) > room:
@@ -127,4 +127,6 @@ def _fitted(
             kept.remove(going)
             del widths[going]
             names = [i for i in names if i != going]
+    for i in names:  # a column that went may have been wider than what was missing
+        widths[i] = min(whole_widths[i], widths[i] + max(room - _total(widths), 0))
     return kept, widths

@@ -28,6 +28,7 @@ from onnxshot.report.advice import (
     megabytes,
 )
 from onnxshot.report.counts import counts
+from onnxshot.report.html.figures import milliseconds
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import perplexities, rise_of, rises
 from onnxshot.report.values import Artifact
@@ -143,7 +144,7 @@ def speed_line(what: str, latency: Mapping[str, Any]) -> Line | None:
         words, level = f"{words} (runs scatter)", "caution"
     elif is_slower(speedup):
         words, level = f"{words}: slower", BAD
-    return Line(what, f"{latency['float_ms']:.3g} ms", f"{latency['ms']:.3g} ms", words, level)
+    return Line(what, milliseconds(latency["float_ms"]), milliseconds(latency["ms"]), words, level)
 
 
 def accuracy_lines(

@@ -16,6 +16,8 @@ from onnxshot.cli.terminal import STYLES, say, say_notes, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, Values, bits_before, decibels, int8_share, level_of, words_of
 from onnxshot.report.counts import counts
+from onnxshot.report.digits import significant
+from onnxshot.report.html.figures import milliseconds
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import blocks_in_words, decoding_in_one_line, in_one_line, rise_of
 from onnxshot.report.values import VECTOR, Artifact
@@ -94,7 +96,7 @@ def _worst(console: Console, report: Report) -> None:
     cells = []
     several = any(count > 1 for _, count in rows[:_WORST])
     for row, count in rows[:_WORST]:
-        span = "" if row.low is None or row.high is None else f"{row.low:.4g} .. {row.high:.4g}"
+        span = "" if row.low is None or row.high is None else f"{significant(row.low, 4)} .. {significant(row.high, 4)}"
         clipped = "" if row.clipped is None else f"{100 * row.clipped:.3f} %"
         cells.append((row.tensor, str(count) if several else "", row.op, f"{row.sqnr_db:.1f}", span, clipped))
     fields = (
@@ -321,7 +323,7 @@ def _headline(report: Report, values: Values) -> str:
     if (share := int8_share(values)) is not None:
         parts.append(f"int8 {100 * share:.0f} % of MACs")
     if report.speedup is not None:
-        text = f"{report.speedup:.2f}x (float {report.latency['float_ms']:.3g} ms)"
+        text = f"{report.speedup:.2f}x (float {milliseconds(report.latency['float_ms'])})"
         if not report.latency.get("sure", True):
             parts.append(f"not certain whether faster, because runs scatter: {text}")
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onnxshot.report.digits import significant
+
 Values = Mapping[str, Any]
 
 _LEAST_SHARE = 0.005  # below it, a share would be said as 0 %
@@ -99,5 +101,6 @@ def decoding_in_one_line(values: Values) -> str:
         times = found[name]
         cpu = f", CPU time {times['cpu_speedup']:.2f}x" if "cpu_speedup" in times else ""
         unsure = "" if times["sure"] else ", not certain because runs scatter"
-        parts.append(f"{what} {times['float_ms']:.3g} -> {times['ms']:.3g} ms ({times['speedup']:.2f}x{cpu}{unsure})")
+        before, after = significant(times["float_ms"]), significant(times["ms"])
+        parts.append(f"{what} {before} -> {after} ms ({times['speedup']:.2f}x{cpu}{unsure})")
     return ", ".join(parts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxshot.delivery.write_results import Made
+from onnxshot.report.digits import significant
 from onnxshot.report.html import figures
 from onnxshot.report.html.notebook import Rows, report_card, report_line, table
 from onnxshot.report.report import Report
@@ -55,7 +56,7 @@ class CompressReport(Report):
         rows = [
             (
                 row.name, figures.megabytes(row.bytes), "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
-                figures.percent(row.agreement), f"{row.latency_ms:.3g}", figures.times(row.speedup),
+                figures.percent(row.agreement), significant(row.latency_ms), figures.times(row.speedup),
             )
             for row in self.stages
         ]  # fmt: skip

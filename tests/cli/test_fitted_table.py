@@ -54,6 +54,14 @@ def test_a_column_goes_before_a_header_is_cut() -> None:
     assert printed(where)[0].startswith(title)
 
 
+def test_names_take_the_room_that_a_column_left() -> None:
+    name = "/blocks/blocks.1/down/down.0/Conv"
+    fields = (Field("node", name=True), Field("a long header that goes", figure=True, drop=1), *figures("ms"))
+    where = console(len(name) + 24)
+    print_table(where, fields, [(name, "1", "0.5")])
+    assert printed(where)[1].split() == [name, "0.5"]
+
+
 def test_figures_stand_right() -> None:
     where = console(80)
     print_table(where, (Field("a"), *figures("ms")), [("x", "1.5"), ("y", "10.25")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from onnxshot.report.digits import significant
+
 UNKNOWN = "not measured"
 
 
@@ -26,7 +28,7 @@ def megabytes(count: float) -> str:
 
 def milliseconds(value: float | None) -> str:
     """A latency."""
-    return "" if value is None else f"{value:.3g} ms"
+    return "" if value is None else f"{significant(value)} ms"
 
 
 def seconds(value: float) -> str:
