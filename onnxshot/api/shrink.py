@@ -10,6 +10,7 @@ from typing import Any
 from onnxshot.arguments import checked
 from onnxshot.blas_threads import one_blas_thread
 from onnxshot.calibration.calib_types import Calib
+from onnxshot.calibration.checks import Sample
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.readers import Dataset
@@ -39,6 +40,7 @@ from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.goal import Evaluate, name_of
 from onnxshot.settings import Settings, budgeted
+from onnxshot.verification.compare_models import compare
 from onnxshot.verification.reference import Reference, reference_of
 
 
@@ -139,12 +141,16 @@ def shrink(
         if structure.eligible.groups:
             builder = _builder(original, reference, samples, structure, report, settings)
             found = _search(builder, original, structure, asked, data, evaluate, report)
+            if samples.checks and settings.verify and not data.random:
+                with timed(report.timings, "verify"):
+                    _compare(reference, found.model, samples, report, settings)
         result = _result(
             original, samples, structure, asked, report, settings,
             None if found is None else (found.allocation.as_removal(), found.model),
         )  # fmt: skip
         report.seconds = time.perf_counter() - started
         if output is not None:
+            report.output = str(output)
             result.deliver(Path(output), source_of(calib, preset, data if calib is not None else None))
     return result
 
@@ -248,9 +254,19 @@ def _search(
     add_found(report, found, asked)
     if builder.settings.verify and found.allocation.as_removal().removed:
         with timed(report.timings, "bench"):
-            latency = builder.latency_share(found.model, data)
+            report.float_ms, latency = builder.latency(found.model, data)
         add_latency(report, latency, found.allocation, asked)
     return found
+
+
+def _compare(
+    reference: Reference, model: Model, samples: Samples, report: ShrinkReport, settings: Settings
+) -> None:
+    """Compare the smaller model with the given one on the samples that no weight was fitted on."""
+    judged = [Sample(f"#{number}", dict(feed)) for number, feed in enumerate(samples.checks)]
+    found = compare(reference.model, LeanModel.of(model), judged, threads=settings.threads)
+    report.sqnr_db, report.agreement = found.sqnr_db, found.agreement
+    report.compared, report.cases = found.samples, found.cases
 
 
 def _result(

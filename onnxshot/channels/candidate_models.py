@@ -90,16 +90,20 @@ class CandidateBuilder:
         """Energy of the output error on the checks, as a share of the energy of the reference outputs."""
         return self.errors.of(LeanModel.of(candidate))
 
-    def latency_share(self, candidate: Model, data: Dataset) -> float:
-        """Latency as a share of the reference's: the median of three interleaved measurements of both models."""
+    def latency(self, candidate: Model, data: Dataset) -> tuple[float, float]:
+        """Milliseconds of the reference, and the latency of a candidate as a share of it.
+
+        Both are medians of three interleaved measurements of both models.
+        """
         feeds = [data[i].feed for i in range(min(len(data), _BENCH_FEEDS))]
         with scratch() as folder:
             both = [self.reference.at(folder / "float.onnx"), Made(candidate).save(folder / "cut.onnx")]
-            ratios = [
+            runs = [
                 bench(both, feeds, threads=self.settings.threads, rounds=10_000, seconds=self.settings.bench_seconds)
                 for _ in range(_REPEATS)
             ]
-        return 1 / float(np.median([rows[1].ratio for rows in ratios]))
+        before = float(np.median([rows[0].median_ms for rows in runs]))
+        return before, 1 / float(np.median([rows[1].ratio for rows in runs]))
 
     def _kept(self, removal: Removal) -> KeptChannels:
         """The remaining output channels of every layer that loses some."""

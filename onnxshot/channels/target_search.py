@@ -142,7 +142,7 @@ class _Search:
         for _ in range(_AIMS):
             trial = replace(allocation)
             trial.remove_until(max(_LEAST, 1 - fall))
-            latency = self.builder.latency_share(self.builder.without(trial.as_removal()), self.data)
+            _, latency = self.builder.latency(self.builder.without(trial.as_removal()), self.data)
             seen.append((1 - trial.share, 1 - latency))
             slope = sum(x * y for x, y in seen) / max(sum(x * x for x, _ in seen), 1e-9)
             fall = (1 - share) / max(slope, 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from rich.markup import escape
 from onnxshot.api.sensitivity import Sensitivity
 from onnxshot.cli.fitted_table import Field, figures, print_table
 from onnxshot.cli.merged_errors import merged
-from onnxshot.cli.result_frame import Line, bytes_of, lines_of, print_frame, print_written, size_line
+from onnxshot.cli.result_frame import (
+    Line,
+    accuracy_lines,
+    bytes_of,
+    lines_of,
+    print_frame,
+    print_written,
+    size_line,
+    speed_line,
+)
 from onnxshot.cli.terminal import STYLES, say, say_notes, stderr_console
 from onnxshot.graph.skip import Skip
 from onnxshot.report.advice import BAD, Values, bits_before, decibels, int8_share, level_of, words_of
@@ -221,7 +231,10 @@ def show_shrunk(report: ShrinkReport, model: Path, output: Path, *more: Path | N
             _share("parameters", params, kept),
         ]
         if report.latency is not None:
-            lines.append(Line("time", "100 %", f"{100 * report.latency:.0f} %", f"{1 / report.latency:.2f}x as fast"))
+            before = report.float_ms or math.nan
+            times = {"float_ms": before, "ms": before * report.latency, "speedup": 1 / report.latency}
+            lines += [line for line in [speed_line("time", times)] if line is not None]
+        lines += accuracy_lines(report.sqnr_db, report.agreement, {"judged": report.compared, "cases": report.cases})
         if report.drop is not None and report.score is not None:
             lines.append(
                 Line("score", f"{report.score:.4g}", f"{report.score - report.drop:.4g}", f"{report.drop:.4g} lower")
@@ -236,9 +249,13 @@ def show_shrunk(report: ShrinkReport, model: Path, output: Path, *more: Path | N
         parts = list(shares)
         if report.latency is not None:
             parts.append(f"{100 * report.latency:.0f} % of the latency")
+        if report.sqnr_db is not None:
+            parts.append(f"SQNR {decibels(report.sqnr_db)}")
+        if report.agreement is not None:
+            parts.append(f"agreement {100 * report.agreement:.1f} %")
         if report.drop is not None:
             parts.append(f"score {report.drop:.4g} lower")
-        console.print("remaining: " + ", ".join(parts))
+        console.print(f"{escape(str(output))}  remaining: {', '.join(parts)}")
     for branch in report.branches:
         say(console, f"removed: the residual branch of {branch}")
     cut = sorted((row for row in report.groups if row.after < row.before), key=lambda row: row.after / row.before)

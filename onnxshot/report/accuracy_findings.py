@@ -220,7 +220,15 @@ def cut(values: Values) -> Iterator[Finding]:
     if not values.get("reached", True):
         hint = "no more can be removed: ask for less, or allow [[multiple=1]]"
         yield Finding(BAD, "the target was not reached", hint)
-    if values.get("drop") is None:
+    if values.get("drop") is not None:
+        return
+    db, agreement = values.get("sqnr_db"), values.get("agreement")
+    hint = "ask for less, or give [[evaluate=file.py:function]]"
+    if level_of(db) == BAD:
+        yield Finding(BAD, too_low("SQNR", db), hint)
+    if level_of(None, agreement, values.get("cases")) == BAD:
+        yield Finding(BAD, too_different("agreement", agreement), hint)
+    if db is None and agreement is None:
         hint = "[[compare INPUT RESULT calib=DATA]]; or give [[evaluate=file.py:function]]"
         yield Finding(CAUTION, "the loss of accuracy was not measured", hint)
 

@@ -215,9 +215,13 @@ def int8_share(values: Values) -> float | None:
 
 
 def bits_before(values: Values) -> float | None:
-    """Bits a weight of the input, by the size of its file; None if unknown, or if the result's are the same."""
+    """Bits a weight of the input, by the size of its file; None if unknown, or if they say nothing beside the result's.
+
+    The result's have to differ, and a candidate of a comparison has to be quantized: it may lack weights of the other.
+    """
     now, parameters = values.get("bits_per_weight"), values.get("parameters")
-    if now is None or not parameters:
+    counted = not is_comparison(values) or values.get("int8_macs_share") or values.get("blocks")
+    if now is None or not parameters or not counted:
         return None
     before = 8 * (values.get("input_bytes") or 0) / float(parameters)
     return None if abs(now - before) < _SAME_BITS * before else before
@@ -247,7 +251,8 @@ def with_paths(text: str, values: Values) -> str:
 
 
 def _path_of_result(values: Values) -> str:
-    return next((str(a["path"]) for a in values.get("outputs") or () if a["format"] == "onnx" and a.get("path")), "")
+    made = (str(a["path"]) for a in values.get("outputs") or () if a["format"] == "onnx" and a.get("path"))
+    return next(made, str(values.get("output") or ""))
 
 
 def decibels(db: float | None) -> str:

@@ -53,6 +53,12 @@ class ShrinkReport:
             `unknown`: nodes whose size is unknown, counted at one position.
         macs: (Before, after) multiply-accumulates of one run.
         params: (Before, after) number of float parameters.
+        output: Path of the result; empty if it was not written.
+        sqnr_db: SQNR in dB of the outputs, on samples that no weight was fitted on; None if not measured.
+        agreement: Top-1 agreement on them, 0..1; None without an output of class scores.
+        compared: Number of these samples.
+        cases: Number of cases that the agreement is a share of.
+        float_ms: Milliseconds of one run of the given model; None if not measured.
         latency: Latency as a share of the given model's, the median of interleaved runs; None if not measured.
         drop: How far the score of `evaluate` is below `score`; None without `evaluate`.
         score: Score of the given model; None without `evaluate`.
@@ -71,6 +77,12 @@ class ShrinkReport:
     sizes: dict[str, Any] = field(default_factory=dict)
     macs: tuple[int, int] = (0, 0)
     params: tuple[int, int] = (0, 0)
+    output: str = ""
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    compared: int = 0
+    cases: int = 0
+    float_ms: float | None = None
     latency: float | None = None
     drop: float | None = None
     score: float | None = None
@@ -105,7 +117,11 @@ class ShrinkReport:
         speed = "" if self.latency is None else f"{figures.percent(self.latency, 0)} of the time"
         kept = [f"{before:,} → {after:,}" if before else "" for before, after in (self.macs, self.params)]
         score = "" if self.score is None or self.drop is None else f"{self.score:.4g} → {self.score - self.drop:.4g}"
-        return [("MACs", kept[0]), ("parameters", kept[1]), ("latency", speed), ("score", score)]
+        sqnr = "" if self.sqnr_db is None else figures.decibels(self.sqnr_db)
+        return [
+            ("MACs", kept[0]), ("parameters", kept[1]), ("latency", speed), ("SQNR", sqnr),
+            ("agreement", figures.percent(self.agreement)), ("score", score),
+        ]  # fmt: skip
 
     @property
     def verdict(self) -> Verdict:

@@ -1,5 +1,6 @@
 """Channels removed by one call: targets, what is learned back, what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import ModelProto, numpy_helper
 from pass_checks import outputs
 
 from onnxshot.api.shrink import shrink
+from onnxshot.calibration.sampling import spread
 from onnxshot.channels.layer_inputs import layers_of
 from onnxshot.channels.ridge_reconstruction import reconstruct
 from onnxshot.delivery.record import RECIPE_KEY, RUNS_KEY, VERSION_KEY
@@ -69,6 +71,14 @@ def test_targets_are_met_within_a_step(target: str, share: float) -> None:
 def test_what_stays_learns_the_answers_back() -> None:
     plain, learned = shrunk(calib=None, target_flops=0.7), shrunk(target_flops=0.7)
     assert db(residual(), learned.model.to_proto(), FRESH) > db(residual(), plain.model.to_proto(), FRESH) + 5
+
+
+def test_the_error_is_measured_on_samples_that_no_weight_was_fitted_on() -> None:
+    found = shrunk(target_flops=0.7, settings=replace(QUICK, verify=True))
+    judged = [CALIB[number] for number in spread(len(CALIB))[: found.report.compared]]
+    assert found.report.compared == 4
+    assert found.report.sqnr_db == pytest.approx(db(residual(), found.model.to_proto(), judged), abs=0.01)
+    assert shrunk(calib=None, target_flops=0.7).report.sqnr_db is None
 
 
 def test_widths_stay_multiples() -> None:

@@ -431,6 +431,7 @@ ALSO: tuple[dict[str, Any], ...] = (  # what no case above says
     ]},
 )  # fmt: skip
 SHRUNK: dict[str, Any] = {"reached": False, "drop": None}
+CUT_TOO_FAR: dict[str, Any] = {"drop": None, "sqnr_db": 3.0, "agreement": 0.6, "cases": 32}
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -477,7 +478,7 @@ def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in modules:
         monkeypatch.setattr(sys.modules[name], "Finding", noted)
     values = [{**SOUND, **changed} for changed in (*(row[0] for row in AGAINST.values()), *ALSO)]
-    reasons = [reason for each in (*values, SHRUNK) for reason in judge(each).reasons]
+    reasons = [reason for each in (*values, SHRUNK, CUT_TOO_FAR) for reason in judge(each).reasons]
     calls = {
         (place, node.lineno)
         for place in places
