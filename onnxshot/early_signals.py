@@ -36,7 +36,8 @@ HANDLER: Any = _end
 def is_command() -> bool:
     """True if this process is `onnxshot ...` or `python -m onnxshot ...` itself, not a worker process of it."""
     processes = sys.modules.get("multiprocessing.process")
-    if processes is not None and processes.parent_process() is not None:
+    parent = getattr(processes, "parent_process", None)  # None while the module is being imported
+    if parent is not None and parent() is not None:
         return False
     first = sys.argv[0] if sys.argv else ""
     if first == "-m":  # Python has not found the module yet, whose file will stand here

@@ -61,7 +61,7 @@ def tokens() -> set[str]:
 
 @pytest.mark.parametrize(("token", "python", "command"), TABLE)
 def test_the_table_of_tokens_is_true(token: str, python: str, command: str) -> None:
-    assert len(TABLE) == 7
+    assert len(TABLE) == 8
     assert worded(f"give {token}, or") == f"give {python}, or"
     with on_command_line():
         assert worded(f"give {token}, or") == f"give {command}, or"
