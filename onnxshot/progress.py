@@ -31,6 +31,28 @@ _NAMES = {
     "verify": "comparing", "weigh": "weighing channels",
 }  # fmt: skip
 """What stages are called while they run."""
+QUANTIZING = (
+    ("normalize", "choose forms", "balance", "try LSTMs"),
+    ("calibrate",),
+    ("place", "equalize", "try", "look", "refine", "smooth", "grid", "half", "allocate", "round weights"),
+    ("rewrite", "repair", "mend"),
+    ("verify", "decode", "everywhere"),
+    ("bench",),
+    ("search",),
+)
+"""The stages of a quantization in the order in which they first run; those of one row count as one.
+
+Some run in every quantization and others where they apply, so a run may pass over a row, and it ends before the last
+one where nothing is left to search for. A stage that runs again, or within another, is no step back.
+"""
+PRUNING = (
+    ("normalize",),
+    ("weigh", "allocate", "time layers"),
+    ("prune", "cut", "fit"),
+    ("keep finite", "verify"),
+    ("bench",),
+)
+"""The same of prune."""
 _SECONDS_KNOWN = 2.0  # of work, before what is left is estimated
 _MINUTE, _HOUR = 60, 3600
 
@@ -75,6 +97,26 @@ def following(follower: Callable[[str | None], None]) -> Iterator[None]:
         yield
     finally:
         _follower.reset(token)
+
+
+class Place:
+    """Where in its stages a run is.
+
+    Args:
+        stages: rows of stages, such as QUANTIZING; empty if they are not known.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[str]] = ()) -> None:
+        self._total, self._now = len(stages), 0
+        self._rows = {_NAMES[stage]: number for number, row in enumerate(stages, 1) for stage in row}
+
+    def enter(self, stage: str) -> None:
+        """A stage has begun, by the name that `following` tells."""
+        self._now = max(self._now, self._rows.get(stage, 0))
+
+    def __str__(self) -> str:
+        """Such as "3/7"; empty if the stages are not known."""
+        return f"{max(self._now, 1)}/{self._total}" if self._total else ""
 
 
 class PartSteps:

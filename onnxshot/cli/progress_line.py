@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from onnxshot.progress import duration
+from onnxshot.progress import Place, duration
 
 _BAR, _SHARE = 20, 6  # columns of the bar: at most, and this part of the terminal's
 _MARGIN = 3  # columns: the terminal writes "^C" where the line ends, and a wrapped line could not be wiped
@@ -24,9 +25,11 @@ class ProgressLine:
 
     Args:
         what: what is done outside all stages.
+        stages: rows of stages, as in `onnxshot.progress.QUANTIZING`; empty if they are not known.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, stages: Sequence[Sequence[str]] = ()) -> None:
+        self._place = Place(stages)
         self._what = self._stage = what
         self._started = time.monotonic()
         self._step: _Step | None = None
@@ -34,6 +37,7 @@ class ProgressLine:
     def enter(self, stage: str | None) -> None:
         """A stage has begun, or goes on after one within it; None: no stage."""
         self._stage, self._step = stage or self._what, None
+        self._place.enter(self._stage)
 
     def show(self, text: str, done: int, total: int) -> None:
         """Report a step, as `onnxshot.progress.Progress` says."""
@@ -56,18 +60,22 @@ class ProgressLine:
         what = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         if step is not None and ", " in step.text:  # it says itself how far it is
             row = Table.grid(Column(no_wrap=True, overflow="ellipsis"), Column(ratio=1), padding=(0, 1), expand=True)
-            row.add_row(_plain(step.text), ProgressBar(step.total, step.done))
+            row.add_row(self._named(step.text), ProgressBar(step.total, step.done))
             return row
         spent = _clock(now - self._started)
         rest = (Column(no_wrap=True, overflow="crop") for _ in range(2))
         row = Table.grid(what, *rest, padding=(0, 1), expand=True)
         if step is None:
-            row.add_row(_plain(self._stage), ProgressBar(None, width=bar, animation_time=now), spent)
+            row.add_row(self._named(self._stage), ProgressBar(None, width=bar, animation_time=now), spent)
         else:
             left = step.left(now)
             told = f"{step.done}/{step.total} {spent}" + (f", about {duration(left)} left" if left > 0 else "")
-            row.add_row(_plain(step.text), ProgressBar(step.total, step.done, width=bar), told)
+            row.add_row(self._named(step.text), ProgressBar(step.total, step.done, width=bar), told)
         return row
+
+
+    def _named(self, text: str) -> Text:
+        return Text(" ".join(f"{self._place} {text}".split()))
 
 
 class _Step:
@@ -85,10 +93,6 @@ class _Step:
         """Seconds that are left, or 0 where they are not known."""
         taken, new = self.at - self.begun, self.done - self.first
         return taken / new * (self.total - self.done) - (now - self.at) if new and taken > _SECONDS_KNOWN else 0.0
-
-
-def _plain(text: str) -> Text:
-    return Text(" ".join(text.split()))
 
 
 def _clock(seconds: float) -> str:

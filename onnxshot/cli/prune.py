@@ -33,6 +33,7 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.progress import PRUNING
 
 if TYPE_CHECKING:
     from onnxshot.results.shrunk import ShrinkResult
@@ -144,7 +145,7 @@ def prune(
         terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
     files = files_of(report, unnamed=() if output is not None else (out,))
     result: ShrinkResult | onnxshot.PruneResult
-    with terminal.progress(not as_json) as show:
+    with terminal.progress(not as_json, stages=PRUNING) as show:
         settings = onnxshot.Settings(
             samples=samples_of(samples), verify=verify, threads=threads, memory=memory, files=files,
             progress=show,

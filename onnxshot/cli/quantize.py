@@ -53,6 +53,7 @@ from onnxshot.cli.options import (
 )
 from onnxshot.cli.quantize_folder import quantize_folder, show_folder
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.progress import QUANTIZING
 
 if TYPE_CHECKING:
     from onnxshot.report.report import Report
@@ -283,7 +284,7 @@ def quantize(
     if bundle is not None:
         files = files.reading(*of_beside(model))
     reports: dict[str, Report] = {}
-    with terminal.progress(not as_json) as show:
+    with terminal.progress(not as_json, stages=QUANTIZING if len(places) == 1 else ()) as show:
         settings = onnxshot.Settings(**how_run, files=files, progress=show)
         make = onnxshot.quantize if goal is None else onnxshot.tune
         for name, out in places.items():

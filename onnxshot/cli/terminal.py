@@ -8,7 +8,7 @@ import os
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -111,7 +111,9 @@ def show_text(text: str, level: str = "") -> None:
 
 
 @contextlib.contextmanager
-def progress(wanted: bool, what: str = "working") -> Iterator[Callback | None]:
+def progress(
+    wanted: bool, what: str = "working", stages: Sequence[Sequence[str]] = ()
+) -> Iterator[Callback | None]:
     """Show one line while the block runs, and wipe it at the end.
 
     The line appears after SHOWN_AFTER seconds. It names the stage, and has the time since the block began. A step that
@@ -120,6 +122,7 @@ def progress(wanted: bool, what: str = "working") -> Iterator[Callback | None]:
     Args:
         wanted: whether the line may be shown. It is shown on a terminal only, and not if the command is quiet.
         what: what the block does outside all stages.
+        stages: rows of its stages, as in `onnxshot.progress.QUANTIZING`, to show how far it is; empty if not known.
 
     Yields:
         The callback; None where no line is shown.
@@ -129,7 +132,7 @@ def progress(wanted: bool, what: str = "working") -> Iterator[Callback | None]:
     if not wanted or _quiet or not console.is_interactive or not sys.stderr.isatty():
         yield None
         return
-    line = ProgressLine(what)
+    line = ProgressLine(what, stages)
     live = Live(
         line, console=console, transient=True, refresh_per_second=_REFRESHES, redirect_stdout=sys.stdout.isatty()
     )

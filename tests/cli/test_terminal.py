@@ -21,10 +21,12 @@ from rich.console import Console
 
 import onnxshot
 from onnxshot.errors import CalibrationError
+from onnxshot.progress import _NAMES, PRUNING, QUANTIZING, Place, following
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = facts()["digits_mobile"]
 MODEL = f"fixtures/{KNOWN['file']}"
+CALIB, PRESET = ROOT / "fixtures/data/digits/calib", ROOT / "fixtures/data/digits/preset.yaml"
 # As `python -m onnxshot`, but a bar is shown at once: these models are done within its first second.
 SHOW_BARS = "import onnxshot.cli.terminal as t; t.SHOWN_AFTER = 0; from onnxshot.cli.app import entry; entry()"
 # Placeholders of the pages, and what stands for them in the folder that `clone` makes.
@@ -228,3 +230,31 @@ def test_what_is_left_of_a_step_follows_from_what_is_done(monkeypatch: pytest.Mo
         seen.append(console.file.getvalue().partition(f"{done}/110 ")[2].strip())  # type: ignore[attr-defined]
     # 10 in a second, then 50 in 5 s or 6 s; then a new walk of 100 in 2 s.
     assert seen == ["1:00:00", "1:00:01", "1:00:05, about 5 s left", "1:00:06, about 6 s left", "1:00:06", "1:00:08"]
+
+
+STAGED: dict[str, tuple[Any, Any]] = {
+    "quantize": (QUANTIZING, lambda model, **how: onnxshot.quantize(model, CALIB, **how)),
+    "tune": (QUANTIZING, lambda model, **how: onnxshot.tune(model, CALIB, goal=onnxshot.Goal(min_sqnr=50), **how)),
+    "prune": (PRUNING, lambda model, **how: onnxshot.prune(model, CALIB, sparsity=0.5, **how)),
+    "channels": (PRUNING, lambda model, **how: onnxshot.shrink(model, CALIB, target_flops=0.7, **how)),
+}
+
+
+@pytest.mark.parametrize("verb", STAGED)
+def test_every_stage_has_a_place_and_none_goes_back(verb: str) -> None:
+    stages, run = STAGED[verb]
+    place, told = Place(stages), []
+
+    def enter(name: str | None) -> None:
+        place.enter(name or "")
+        told.append((name, str(place)))
+
+    known = {_NAMES[stage] for row in stages for stage in row}
+    settings = onnxshot.Settings(samples=8, threads=1, use_cache=False, bench_seconds=0.02, search_seconds=1)
+    with following(enter):
+        run(ROOT / MODEL, preset=str(PRESET), settings=settings)
+    assert {name for name, _ in told if name} <= known
+    numbers = [int(at.partition("/")[0]) for _, at in told]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] >= len(stages) - 1
+    assert all(at.endswith(f"/{len(stages)}") for _, at in told)
