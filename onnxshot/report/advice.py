@@ -265,7 +265,9 @@ def decibels(db: float | None) -> str:
 
 
 def megabytes(count: float) -> str:
-    """A size in words, in kilobytes where it is small."""
+    """Bytes in megabytes; in kilobytes below 100 kB; as they are below 100."""
+    if count < 100:
+        return f"{count:.0f} B"
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from onnxshot.report.advice import megabytes as megabytes
 from onnxshot.report.digits import significant
 
 UNKNOWN = "not measured"
@@ -19,11 +20,6 @@ def decibels(value: float | None) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share 0..1 in percent."""
     return "" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def megabytes(count: float) -> str:
-    """Bytes in megabytes, or in kilobytes below 100 kB."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def milliseconds(value: float | None) -> str:

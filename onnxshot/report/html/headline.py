@@ -17,6 +17,21 @@ Values = Mapping[str, Any]
 
 _SOME_ZEROS = 0.05  # fewer zeros are due to rounding
 
+_MEANINGS = {
+    "SQNR": "how strong the outputs are against their error. 20 dB is an error of a tenth of the signal, 40 dB of a "
+    "hundredth; higher is better",
+    "equal answers": "share of the cases in which both models score the same class highest; agreement in JSON and "
+    "on the terminal",
+    "perplexity": "how unsure the models are of the next token, the float model's first; lower is better",
+    "divergence": "how far the probabilities are from those of the float model (Kullback-Leibler); 0 is the same",
+    "work in int8": "share of the multiply-accumulates (MACs) that ONNX Runtime computes in int8",
+    "bits a weight": "size of the whole file over the number of weights; about 32 in float",
+    "zeros": "share of the weights that are zero",
+    "speed": "time of the float model over that of the result, in turns on the machine of this run",
+    "samples": "how many samples the outputs were compared on",
+}
+"""What a figure means, by the beginning of its name."""
+
 CLASSES = {READY: "good", CAUTION: "watch", BAD: "bad"}
 """The CSS class of each level of a verdict."""
 
@@ -29,7 +44,8 @@ def verdict(values: Values) -> Markup:
     said = [*([_sentence("; ".join(found["reasons"]))] if found["reasons"] else []), _sentence(sentence)]
     parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), " ".join(f"{text}." for text in said)]
     shown = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
-    return join(shown, el("p", el("b", "Next: "), found["next"], class_="next"))
+    next_step = found["next"].removeprefix("ready: ")  # the line above says it
+    return join(shown, el("p", el("b", "Next: "), next_step, class_="next"))
 
 
 def _sentence(text: str) -> str:
@@ -45,14 +61,23 @@ def tiles(values: Values) -> Markup:
         ("the same as float", ", ".join(counts(values.get("matches") or {}))),
         ("perplexity", perplexities(values).replace("->", "→")),
         ("perplexity of decoded tokens", on_own_cache(values)),
-        ("divergence", divergence(values)),
+        ("divergence, nats", divergence(values).removesuffix(" nats")),
         ("work in int8", figures.percent(int8_share(values), 0)),
         ("bits a weight", "" if bits_before(values) is None else f"{values['bits_per_weight']:.2f}"),
         ("zeros", figures.percent(values.get("sparsity")) if values.get("sparsity", 0) >= _SOME_ZEROS else ""),
-        ("speed against float" + _unsure(values), figures.times(speedup) if speedup else _untimed(values)),
-        ("samples judged on", _judged_on(values)),
+        ("speed" + _unsure(values), figures.times(speedup) if speedup else _untimed(values)),
+        ("samples", _judged_on(values)),
     ]
-    return el("dl", [el("div", el("dt", name), _value(text)) for name, text in found if text], class_="tiles")
+    shown = [(name, text) for name, text in found if text]
+    said = [el("li", el("b", word), f": {_MEANINGS[word]}") for word in _MEANINGS if _has(word, shown)]
+    parts = [el("dl", [el("div", el("dt", name), _value(text)) for name, text in shown], class_="tiles")]
+    if said:
+        parts.append(el("details", el("summary", "What these figures mean"), el("ul", said), class_="meanings"))
+    return join(*parts)
+
+
+def _has(word: str, shown: Sequence[tuple[str, str]]) -> bool:
+    return any(name.startswith(word) for name, _ in shown)
 
 
 def _value(text: str) -> Markup:
@@ -82,7 +107,8 @@ def against_float(values: Values) -> Markup:
     blocks = []
     if values["input_bytes"] and values["outputs"]:
         rows = [("float", values["input_bytes"], "was")]
-        rows += [(_kind(a), a["bytes"], "now") for a in values["outputs"]]
+        several = len(values["outputs"]) > 1
+        rows += [(_kind(a) if several else "result", a["bytes"], "now") for a in values["outputs"]]
         blocks.append(_bars("Size", rows, figures.megabytes))
     times = values["latency"]
     if times:

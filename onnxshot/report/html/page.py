@@ -92,7 +92,11 @@ def _sections(values: Values, place: str = "") -> Iterator[Markup]:
         worst = []
     elif worst:
         how = ", worst first: on random data, not real data" if values.get("on_random_data") else ""
-        yield _section("Error by layer" + (how or ", worst first"), tensor_errors.error_chart(worst, graph, place))
+        counts = detail.get("samples") or {}
+        seen, judged = counts.get("tensors"), counts.get("judged")
+        samples = f"{seen} of the {judged} samples" if seen and judged and seen < judged else "the samples"
+        chart = tensor_errors.error_chart(worst, graph, place, samples=samples)
+        yield _section("Error by layer" + (how or ", worst first"), chart)
     elif told := _no_errors(values):
         yield _section("Error by layer", el("p", told))
     if any(row["values"] for row in worst):

@@ -19,6 +19,7 @@ _COUNTED_AT = {
     "inferred": "with free dimensions as 1",
 }
 _AS_FLOAT = 100.0  # dB; more accurate candidates are only in the table, as they would compress the plot's scale
+_LEAST_SECONDS = 0.001  # a stage that takes less had nothing to do
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
@@ -198,8 +199,9 @@ def recipe(asked: Values) -> Markup:
 
 
 def cost(values: Values) -> Markup:
-    """Duration of the run and of each stage, and peak memory."""
-    timings: Mapping[str, float] = values.get("timings", {})
+    """Duration of the run and of each stage that had something to do, and peak memory."""
+    took_some: Mapping[str, float] = values.get("timings", {})
+    timings = {name: took for name, took in took_some.items() if took >= _LEAST_SECONDS}
     most = max(timings.values(), default=0) or 1
     rows = [
         el("li", el("span", name, class_="what"), bar(took / most), el("b", figures.seconds(took)))

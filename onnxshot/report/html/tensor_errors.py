@@ -18,7 +18,7 @@ _COLUMNS = 300
 _FAIR_DB = 20.0  # an error of a tenth of the signal
 _EXPLAINED = (
     "Bars show the error as a share of the signal (root mean square), so longer is worse. It is measured inside the "
-    "network on a few of the samples, and includes the error of all earlier layers. Amber: over a tenth of the signal, "
+    "network on {samples}, and includes the error of all earlier layers. Amber: over a tenth of the signal, "
     "red: over a third, or the largest."
 )
 _HISTOGRAMS = (
@@ -27,13 +27,16 @@ _HISTOGRAMS = (
 )
 
 
-def error_chart(worst: Sequence[Values], graph: Sequence[Values], place: str = "") -> Markup:
+def error_chart(
+    worst: Sequence[Values], graph: Sequence[Values], place: str = "", *, samples: str = "the samples"
+) -> Markup:
     """The error along the network, and one bar per tensor, worst first; every row leads to its node in the map.
 
     Args:
         worst: rows of `Report.worst`.
         graph: rows of `Report.graph`.
         place: what ids on the page begin with, for a page with several reports.
+        samples: which of them the errors were measured on, in words.
     """
     nodes = {node["tensor"]: node["node"] for node in graph}
     links = places(graph, place)
@@ -42,7 +45,7 @@ def error_chart(worst: Sequence[Values], graph: Sequence[Values], place: str = "
         _row(f"{place}e{i}", row, nodes.get(row["tensor"], ""), links.get(row["tensor"]), most)
         for i, row in enumerate(worst[:LISTED])
     ]
-    parts = [el("p", _EXPLAINED, class_="muted"), _along(worst, graph, links)]
+    parts = [el("p", _EXPLAINED.format(samples=samples), class_="muted"), _along(worst, graph, links)]
     parts.append(_folded(rows))
     if left := len(worst) - len(rows):
         parts.append(el("p", f"{left} better ones are in the JSON.", class_="muted"))
