@@ -42,7 +42,7 @@ def goal(values: Values) -> Iterator[Finding]:
     spent = goal.get("budget_spent")
     hint = "the budget was spent: give more [[budget=MINUTES]]" if spent else "it is the best that was found"
     for text in goal.get("missed", ()):
-        others = "[[report.pareto|--report FILE]] lists the other candidates"
+        others = "the report ([[report.pareto|--report FILE]]) lists the other candidates"
         yield Finding(BAD, f"the goal was missed: {text}", f"{hint}; {others}")
 
 

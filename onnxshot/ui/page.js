@@ -380,8 +380,18 @@ async function begin() {
   drops();
   $("which").addEventListener("input", guess);
   $("preset").addEventListener("input", () => { preferred = true; about(); });
-  $("preset-text").addEventListener("input", () => { $("preset-text").dataset.edited = "yes"; });
-  $("preset-file").addEventListener("input", () => give("preset", chosen($("preset-file"))));
+  $("preset-text").addEventListener("input", () => {
+    $("preset-text").dataset.edited = "yes";
+    given.preset = []; // what is read last is what counts
+    $("preset-file").value = "";
+  });
+  $("preset-file").addEventListener("input", async () => {
+    give("preset", chosen($("preset-file")));
+    const [one] = given.preset;
+    if (!one) return;
+    $("preset-text").dataset.edited = "yes";
+    $("preset-text").value = await one.file.text();
+  });
   $("ask").addEventListener("input", () => { check(); remember(); });
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); compress(); });
   $("cancel").addEventListener("click", cancel);

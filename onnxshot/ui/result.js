@@ -23,8 +23,9 @@ function element(name, text, ...children) {
 }
 
 const percent = (share) => (100 * share).toFixed(1) + " %";
+const digits = (ms) => ms.toFixed(ms < 1 ? 3 : ms < 10 ? 2 : ms < 100 ? 1 : 0); // as many as on the terminal
 const times = ({ speedup, float_ms: before, ms: after }) =>
-  `${speedup.toFixed(2)}x (${before.toFixed(2)} → ${after.toFixed(2)} ms)`;
+  `${speedup.toFixed(2)}x (${digits(before)} → ${digits(after)} ms)`;
 
 // [key of ABOUT, name, value or null]
 function figuresOf(report) {
@@ -68,11 +69,12 @@ export function showResult(job, report, place) {
     ...files.map(({ name, bytes }) => linkTo(place + encodeURIComponent(name), name, bytes)),
     ...["html", "json"].map((kind) => linkTo(`${place}report.${kind}`, `${stem}.report.${kind}`)),
   );
-  const { level, reasons, next } = report.verdict;
+  const { level, next } = report.verdict;
+  const reasons = report.verdict.reasons.filter((reason) => !job.missed.length || !reason.startsWith("the goal was missed"));
   const missed = job.missed.length > 0;
   $("verdict").textContent = missed && level === "ready" ? "Done, but it misses a goal" : TITLES[level] ?? "Done, but not good enough";
   $("verdict").className = missed && level === "ready" ? "caution" : level;
-  const said = [...job.missed.map((text) => `Missed: ${text}.`), ...(level === "ready" ? [] : [`${reasons.join("; ").replace(/^[a-z]/, (first) => first.toUpperCase())}. Next: ${next}`])];
+  const said = [...job.missed.map((text) => `Missed: ${text}.`), ...(level === "ready" ? [] : [`${reasons.map((text) => `${text}; `).join("").replace(/; $/, ". ").replace(/^[a-z]/, (first) => first.toUpperCase())}Next: ${next}`])];
   $("against").replaceChildren(...said.map((text) => element("span", text)));
   $("report").href = $("report-frame").src = place + "report.html";
 }

@@ -233,6 +233,9 @@ def test_what_goes_wrong_is_told_and_a_cancel_leads_back(page: Page, tmp_path: P
     fill(page, *SAMPLES[:64], level=1)
     page.find("#run").click()
     page.until(lambda: " of " in page.find("#doing").text and "sending" not in page.find("#doing").text)
+    opacity = "(e) => getComputedStyle(e).opacity"
+    inputs = page.run(f"return [...document.querySelectorAll(':is(.drop, .folder) input')].map({opacity})")
+    assert set(inputs) == {"0"}, "the browser's own buttons lie over the names of the files"
     page.find("#cancel").click()
     page.until(lambda: page.find("#run").is_displayed() and page.find("#run").is_enabled())
     assert not page.find("#working").is_displayed()
@@ -250,6 +253,10 @@ def test_the_preset_is_guessed_and_changed_and_help_is_there_by_keyboard(page: P
     assert "the model takes 1 × 28 × 28: no preset that ships fits" in page.find("#guess").text
     assert page.find("#preset").get_attribute("value") == "file"
     assert "channels: GRAY" in page.find("#preset-text").get_attribute("value")
+    page.give("#preset-file", PRESET)
+    page.until(lambda: page.find("#preset-text").get_attribute("value") == PRESET.read_text("utf-8"))
+    page.choose("#preset-text", PRESET.read_text("utf-8") + "# mine")  # what was written last counts
+    assert page.find("#preset-file").get_attribute("value") == ""
     page.choose("#preset", "imagenet")
     assert "The preset imagenet does not fit: input 'image' expects" in page.find("#before").text
     page.choose("#preset", "file")

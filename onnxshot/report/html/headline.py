@@ -44,8 +44,12 @@ def verdict(values: Values) -> Markup:
     said = [*([_sentence("; ".join(found["reasons"]))] if found["reasons"] else []), _sentence(sentence)]
     parts = [el("strong", f"{_sentence(WORDS[found['level']])}: "), " ".join(f"{text}." for text in said)]
     shown = el("p", parts, class_=f"verdict {CLASSES[found['level']]}")
-    next_step = found["next"].removeprefix("ready: ")  # the line above says it
-    return join(shown, el("p", el("b", "Next: "), next_step, class_="next"))
+    return join(shown, next_step(found))
+
+
+def next_step(verdict: Values) -> Markup:
+    """What to do next; that the result is ready is said above it."""
+    return el("p", el("b", "Next: "), verdict["next"].removeprefix("ready: "), class_="next")
 
 
 def _sentence(text: str) -> str:

@@ -177,7 +177,7 @@ def _shrunk(values: Values) -> Markup:
     found = values["verdict"]
     against = "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found["reasons"])
     said = el("p", f"Left: {', '.join(shares)}.{against}", class_=f"verdict {headline.CLASSES[found['level']]}")
-    return join(said, el("p", el("b", "Next: "), found["next"], class_="next"))
+    return join(said, headline.next_step(found))
 
 
 def _shipped(name: str) -> Markup:
