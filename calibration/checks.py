@@ -224,7 +224,7 @@ def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
 def _nearest_fix(x: NDArray[Any], spec: InputSpec) -> str:
     """The smallest change that would make x fit: preprocess pixels, drop an axis, transpose, or change one size."""
     assert spec.shape is not None  # any shape fits an unknown one
-    if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim in (3, 4):
+    if x.dtype == np.uint8 and is_float(spec.dtype) and (x.ndim in (3, 4) or (x.ndim == 2 and len(spec.shape) == 4)):
         return f"try [[preset={preset_for(spec)}]]"
     rank = len(spec.shape)
     if x.ndim == rank + 1 and fits(x.shape[1:], spec.shape):

@@ -153,14 +153,15 @@ class Fitter:
 
 
 def looks_like_pixels(x: NDArray[Any], spec: InputSpec) -> bool:
-    """Whether x holds uint8 pictures, HWC or CHW, of 1 or 3 channels, and the input is float."""
-    if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (3, 4) or x.size == 0:
+    """Whether x holds uint8 pictures, HWC, CHW or grey HW, of 1 or 3 channels, and the input is float."""
+    if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (2, 3, 4) or x.size == 0:
         return False
-    return x.shape[-1] in (1, 3) or x.shape[-3] in (1, 3)
+    return x.ndim == 2 or x.shape[-1] in (1, 3) or x.shape[-3] in (1, 3)
 
 
 def preprocess_pixels(x: NDArray[np.uint8], preset: Preset, spec: InputSpec) -> NDArray[Any]:
-    """Preprocess the pixels of one picture or a batch, HWC or CHW: [N, C, H, W] or [N, H, W, C]."""
+    """Preprocess the pixels of one picture or a batch, HWC, CHW or grey HW: [N, C, H, W] or [N, H, W, C]."""
+    x = x[:, :, None] if x.ndim == 2 else x
     batch = x if x.ndim == 4 else x[None]
     if batch.shape[3] not in (1, 3):
         batch = batch.transpose(0, 2, 3, 1)

@@ -11,12 +11,12 @@ from typing import Any
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample
 from onnxshot.calibration.given import TAKES, Repeatable, Transformed, label_of
+from onnxshot.calibration.listed_files import SUFFIXES, listed_files
 from onnxshot.calibration.objects import open_object, transformed
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.reader_hooks import items_of, known_suffixes, read_by_hook
 from onnxshot.calibration.sound import Step, open_sounds, sound_paths
-from onnxshot.calibration.sound_files import SOUNDS
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.sources import (
     Files,
@@ -38,8 +38,6 @@ from onnxshot.files.urls import refuse_remote
 
 __all__ = ["PICTURES", "Dataset", "InputSpec", "Sample", "open_data", "split"]
 
-_SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds": SOUNDS}
-"""Suffixes of the files in a folder of samples, by the kind of sample."""
 _RANDOM_SAMPLES = 16
 _MOST_ENTRIES = 10_000_000  # files below a folder of samples
 
@@ -200,9 +198,9 @@ def open_data(
     """Open calibration data for a model. The first sample is read and checked at once.
 
     Args:
-        source: a path (see `TAKES`), a list of paths of sounds, 'module:function', 'random', an array or a dict of
-            arrays with a leading sample axis, a table, or a sequence or iterable of texts, arrays, tuples in the order
-            of the inputs, or dicts {input name: array}. A batch of 8 is 8 samples.
+        source: a path (see `TAKES`), a list of paths of files of one kind, 'module:function', 'random', an array or a
+            dict of arrays with a leading sample axis, a table, or a sequence or iterable of texts, arrays, tuples in
+            the order of the inputs, or dicts {input name: array}. A batch of 8 is 8 samples.
         inputs: the inputs of the model.
         preset: how to preprocess pictures, and uint8 arrays that look like pictures; or sounds, or texts.
         limit: number of samples to use, evenly spaced over all; of a stream, the first ones. None uses all.
@@ -256,6 +254,8 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
         raise CalibrationError("calibration data is needed and none was given", f"[[calib]] takes {TAKES}")
     if isinstance(source, Transformed):
         return open_object(transformed(_items(source.data), source.by, label), label, fit, limit, texts)
+    if (listed := listed_files(source)) is not None:
+        return _of_kind(listed.kind, listed.root, listed.paths, fit, texts)
     if not isinstance(source, str | Path):
         return open_object(source, label, fit, limit, texts)
     if source == "random":
@@ -306,7 +306,7 @@ def _is_zoo(root: Path) -> bool:
 
 
 def _by_kind(root: Path) -> dict[str, list[Path]]:
-    return {kind: found for kind, suffixes in _SUFFIXES.items() if (found := _files(root, suffixes))}
+    return {kind: found for kind, suffixes in SUFFIXES.items() if (found := _files(root, suffixes))}
 
 
 def _only_sounds(root: Path) -> list[Path]:
@@ -325,14 +325,21 @@ def _open_folder(root: Path, fit: Fitter, limit: int | None, texts: Texts) -> So
         listed = " and ".join(f"{len(found)} {kind}" for kind, found in kinds.items())
         raise CalibrationError(f"{root} holds {listed}", "keep one kind of sample in a folder")
     for kind, paths in kinds.items():
-        if kind == "pictures":
-            return _pictures(root, paths, fit)
-        return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
+        return _of_kind(kind, root, paths, fit, texts)
     if written := _files(root, TEXTS):  # beside other samples, texts are notes
-        return texts.open(lambda field: files_of_text(root, written, field))
+        return _of_kind("texts", root, written, fit, texts)
     if (others := known_suffixes()) and (paths := _files(root, others)):
         return open_object(items_of(paths), str(root), fit, limit, texts)
     raise CalibrationError(f"{root} holds no samples", f"[[calib]] takes {TAKES}")
+
+
+def _of_kind(kind: str, root: Path, paths: Sequence[Path], fit: Fitter, texts: Texts) -> Source:
+    """Open files of one kind, which is no sounds."""
+    if kind == "texts":
+        return texts.open(lambda field: files_of_text(root, list(paths), field))
+    if kind == "pictures":
+        return _pictures(root, paths, fit)
+    return (npz_files if kind == ".npz" else npy_files)(root, paths, fit.specs, fit.check_stated)
 
 
 def _files(root: Path, suffixes: tuple[str, ...] | None) -> list[Path]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 _SPOKEN = ("__array__", "__dlpack__", "__array_interface__")
 """Attributes of objects that numpy can read."""
+_PIXELS = ("L", "RGB", "F", "I", "I;16")  # modes of pictures of PIL whose values are those of pixels
 
 
 def is_tensor(value: object) -> bool:
@@ -35,6 +36,8 @@ def to_numpy(value: Any) -> NDArray[Any]:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, ValueError):
             return np.from_dlpack(value, device="cpu")  # numpy 2.1: asks the library for a copy
+    if type(value).__module__.partition(".")[0] == "PIL" and getattr(value, "mode", "L") not in _PIXELS:
+        value = value.convert("RGB")  # else numbers of a palette, an alpha channel, or other colours
     return np.asarray(value)
 
 

@@ -667,3 +667,48 @@ def test_a_folder_that_changes_while_it_is_searched_is_named(tmp_path, monkeypat
     monkeypatch.setattr(Path, "rglob", gone)
     with pytest.raises(CalibrationError, match=r"folder of samples .* cannot be searched: No such file .* at .*gone"):
         open_data(tmp_path, VECTOR)
+
+
+def grey_pictures(folder, count=3):
+    paths = []
+    for i in range(count):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) + i).save(paths[-1])
+    return paths
+
+
+GREY = Preset(name="grey", channels="GRAY")
+GREY_INPUT = (InputSpec("image", F32, ("N", 1, 8, 8)),)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Image.open])
+def test_a_list_of_pictures_is_read_as_their_folder_is(kind, tmp_path):
+    paths = grey_pictures(tmp_path)
+    listed = [sample.feed["image"] for sample in open_data([kind(path) for path in paths], GREY_INPUT, GREY)]
+    for one, path in zip(listed, paths, strict=True):
+        np.testing.assert_allclose(one, np.asarray(Image.open(path), np.float32)[None, None] / 255)
+    assert "preset=" in refused([kind(path) for path in paths], GREY_INPUT)
+
+
+def test_pictures_of_pil_are_pixels_whatever_their_mode():
+    seen = Image.new("RGBA", (32, 32), (255, 0, 0, 128))
+    (sample,) = open_data([seen.convert("P")], SMALL, UNIT)
+    assert sample.feed["input"].shape == (1, 3, 32, 32)
+    assert sample.feed["input"][0, 0].min() > 0.9
+
+
+def test_a_list_of_arrays_in_files_is_read_as_their_folder_is(tmp_path):
+    paths = []
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 4), i, np.float32))
+        paths.append(tmp_path / f"{i}.npy")
+    assert [float(sample.feed["x"][0, 0]) for sample in open_data(paths[::-1], VECTOR)] == [2, 1, 0]
+
+
+def test_listed_files_are_there_and_of_one_kind(tmp_path):
+    (picture, *_) = grey_pictures(tmp_path, 1)
+    (tmp_path / "x.npy").write_bytes(b"")
+    assert "two kinds" in refused([picture, tmp_path / "x.npy"], GREY_INPUT, GREY)
+    assert "gone.png" in refused([picture, tmp_path / "gone.png"], GREY_INPUT, GREY)
+    assert "no file of samples" in refused([Path(__file__)], GREY_INPUT, GREY)
+    assert "texts" in refused(["no file is called a.png", "b.png"], GREY_INPUT), "these are texts"
