@@ -57,5 +57,11 @@ def show_folder(made: onnxshot.FolderResult, report: Path | None = None) -> None
 
     tables.show_reports(made.reports.values(), report)
     console = terminal.stderr_console()
-    terminal.say(console, f"{made.folder}: {len(made.reports)} models, {len(made.copied)} files copied beside them")
+    models, files = (_counted(len(of), what) for of, what in ((made.reports, "model"), (made.copied, "file")))
+    beside = "it" if len(made.reports) == 1 else "them"
+    terminal.say(console, f"{made.folder}: {models}, {files} copied beside {beside}")
     terminal.say_notes(console, made.notes)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -42,7 +42,8 @@ _ONNX = "onnx"
 class Line:
     """One figure, before and after, and what that means in words.
 
-    level: of a verdict; it colours the words, which say the same.
+    level: of a verdict; it colours the line, whose words say the same.
+    gain: whether the words tell of a gain; it colours them alone.
     """
 
     what: str
@@ -50,6 +51,7 @@ class Line:
     after: str = ""
     change: str = ""
     level: str = READY
+    gain: bool = False
 
 
 def print_frame(console: Console, lines: Iterable[Line], before: str = "before", after: str = "after") -> None:
@@ -65,7 +67,10 @@ def print_frame(console: Console, lines: Iterable[Line], before: str = "before",
         table.add_column(header, justify="right" if side == "right" else "left", overflow="fold")
     for number, row in enumerate(rows):
         style = STYLES[row.level] if row.level != READY else ""
-        table.add_row(*(Text(column[2][number], style=style) for column in kept))
+        cells = [Text(column[2][number], style=style) for column in kept]
+        if row.gain:
+            cells[-1].stylize(STYLES[READY])
+        table.add_row(*cells)
     console.print(table)
 
 
@@ -130,7 +135,8 @@ def size_line(before: int, after: int) -> Line:
     words = f"{ratio:.2f}x smaller" if ratio > 1 + _SAME_SIZE else f"{1 / ratio:.2f}x larger"
     same = abs(ratio - 1) <= _SAME_SIZE
     level = READY if ratio > 1 - _SAME_SIZE else "caution"
-    return Line("size", megabytes(before), megabytes(after), "the same" if same else words, level)
+    gain = ratio > 1 + _SAME_SIZE
+    return Line("size", megabytes(before), megabytes(after), "the same" if same else words, level, gain)
 
 
 def speed_line(what: str, latency: Mapping[str, Any]) -> Line | None:
@@ -144,7 +150,8 @@ def speed_line(what: str, latency: Mapping[str, Any]) -> Line | None:
         words, level = f"{words} (runs scatter)", "caution"
     elif is_slower(speedup):
         words, level = f"{words}: slower", BAD
-    return Line(what, milliseconds(latency["float_ms"]), milliseconds(latency["ms"]), words, level)
+    gain = level == READY and speedup > 1
+    return Line(what, milliseconds(latency["float_ms"]), milliseconds(latency["ms"]), words, level, gain)
 
 
 def accuracy_lines(

@@ -95,7 +95,8 @@ def say_notes(console: Console, notes: Iterable[str]) -> None:
     for note in (note for note in told if note in shown):
         say(console, f"note: {note}")
     if len(told) > len(shown):
-        say(console, f"{len(told) - len(shown)} more notes: --verbose, --report FILE or --json")
+        left = len(told) - len(shown)
+        say(console, f"{left} more {'note' if left == 1 else 'notes'}: --verbose, --report FILE or --json")
 
 
 def _names_option(note: str) -> bool:

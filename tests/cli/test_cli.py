@@ -125,7 +125,7 @@ def test_a_folder_is_quantized_into_a_folder(shell: Shell) -> None:
     assert ran.out == ""
     assert names(shell.folder / "net-q8" / "onnx") == ["model_quantized.onnx", "model_quantized.recipe.yaml"]
     assert "SQNR" in ran.err
-    assert ran.err.splitlines()[-1] == "net-q8: 1 models, 1 files copied beside them"
+    assert ran.err.splitlines()[-1] == "net-q8: 1 model, 1 file copied beside it"
     ran = shell("quantize", "net", "--calib", "calib.npz", "-o", "other", "--report", "r.html", "--json", *QUICK)
     values = ran.json
     assert values["outputs"][0]["path"] == "other/onnx/model_quantized.onnx"

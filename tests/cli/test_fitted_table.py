@@ -8,7 +8,7 @@ from rich.console import Console
 
 from onnxshot.cli.fitted_table import Field, all_elided, figures, print_table
 from onnxshot.cli.merged_errors import merged
-from onnxshot.cli.result_frame import lines_of, print_frame
+from onnxshot.cli.result_frame import lines_of, print_frame, size_line
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 
@@ -103,3 +103,10 @@ def test_a_frame_says_in_words_what_its_colours_say() -> None:
     for words in ("4.00x smaller", "0.50x as fast: slower", "below 15 dB", "below 95 %", "4.00 MB", "1.00 MB"):
         assert words in text
     assert max(map(len, printed(where))) <= 80
+
+
+def test_a_gain_is_green_and_the_figures_beside_it_are_not() -> None:
+    where = Console(file=io.StringIO(), force_terminal=True, width=80, color_system="standard")
+    print_frame(where, [size_line(4_000_000, 1_000_000), size_line(1_000_000, 1_000_000)])
+    coloured = [line for line in printed(where) if "\x1b[32m" in line]
+    assert len(coloured) == 1 and "\x1b[32m4.00x smaller" in coloured[0]
