@@ -57,13 +57,21 @@ _LOW_DB_PER_PERCENT = 0.5  # and this gain is enough
 _TIMED = 2  # candidates
 _BORDERS = 0.8  # of the time by kernels: a rough estimate refuses only what is clearly too slow
 _ROUNDS, _SECONDS = 16, 0.15  # of timing, at most
-_FEWEST_RUNS = 48  # inferences of candidates that are allowed in any case,
+_FEWEST_RUNS = 48  # inferences of candidates that are allowed where samples are enough,
+_RUNS_EACH, _FEWEST_OF_FEW = 4, 20  # else for each that was calibrated on, and in any case: each candidate is loaded,
 _FEWEST_IN_PARTS = 16  # and of models that run in parts
 _SHORTEST_MS = 0.1  # shorter runs are mostly overhead: time does not decide
 
 _IN_WORDS = {FLOAT: "in float", STORED: "in float", DYNAMIC: "with scales at run time"}
 
 Rules = Mapping[str, Mapping[str, Any]]
+
+
+def most_runs(calibrated: int, *, in_parts: bool) -> int:
+    """Inferences of candidates that are allowed after so many of the calibration."""
+    if in_parts:
+        return _FEWEST_IN_PARTS
+    return max(calibrated, min(max(_RUNS_EACH * calibrated, _FEWEST_OF_FEW), _FEWEST_RUNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +227,7 @@ class Looker:
     def _measured(self, parts: Sequence[_Part]) -> bool:
         """Measure candidates that were not; False where the bound on inferences leaves out one of them."""
         new = [one for one in parts if one not in self._found]
-        most = _FEWEST_IN_PARTS if self._in_parts else max(self.calibrated, _FEWEST_RUNS)
-        left = (most - self._inferences) // len(self.numbers)
+        left = (most_runs(self.calibrated, in_parts=self._in_parts) - self._inferences) // len(self.numbers)
         pairs = [(one, self._quick(one)) for one in new[: max(left, 0)]]
         made = [(one, model) for one, model in pairs if model is not None]
         for (one, _), error in zip(made, self.judge.measure((m for _, m in made), self.numbers), strict=True):

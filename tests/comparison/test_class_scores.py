@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from onnxshot.calibration.readers import Sample
+from onnxshot.comparison.class_scores import Scores
 from onnxshot.verification.compare_models import compare
 
 RNG = np.random.default_rng(3)
@@ -102,3 +103,18 @@ def test_tied_rows_do_not_count() -> None:
     assert compare(one, other, [Sample("#0", {"x": tie})]).agreement == 1.0
     near = np.float32([[5, 4.995, 0], [5, 1, 0]])
     assert compare(one, other, [Sample("#0", {"x": near})]).agreement == 0.5
+
+
+def test_points_of_a_few_values_each_are_told_from_scores_by_what_repeats() -> None:
+    def agreement(rows: NDArray[np.float64]) -> float | None:
+        scores = Scores("Conv")
+        for row in rows:
+            scores.add(row[None], row[None])
+        return scores.agreement
+
+    moved = np.tile(OWN.normal(0, 0.5, (8, 3)), 13)  # 13 points; all x of a row move together
+    shape = OWN.normal(0, 1, 39) + np.tile([0.0, 0.0, -1.0], 13)
+    assert agreement(shape + moved + OWN.normal(0, 0.2, (8, 39))) is None
+    assert agreement(shape + OWN.normal(0, 0.5, (8, 39))) == 1.0
+    near = np.exp(-0.5 * ((np.arange(360) - OWN.uniform(50, 300, 8)[:, None]) / 3) ** 2)  # bins of a pitch
+    assert agreement(near + OWN.normal(0, 0.01, (8, 360))) == 1.0

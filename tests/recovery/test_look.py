@@ -174,3 +174,8 @@ def test_what_lifts_outputs_above_the_floor_may_take_any_time_of_int8(monkeypatc
     assert looker._best(part) == part, "it is not above the floor"
     db[better], looker._times = 24.0, {better: 2.2}
     assert looker._best(part) == part, "the float model is faster"
+
+
+def test_after_few_samples_few_candidates_are_run_and_after_many_as_before() -> None:
+    assert [look.most_runs(count, in_parts=False) for count in (1, 4, 8, 12, 32, 96)] == [20, 20, 32, 48, 48, 96]
+    assert look.most_runs(96, in_parts=True) == 16
