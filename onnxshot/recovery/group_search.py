@@ -14,7 +14,7 @@ Of mixes that take the same time, the most accurate one is chosen. The number of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from onnxshot.maths.sqnr import CAP_DB
@@ -35,6 +35,7 @@ BORDER = 0.005
 Without it, groups would move for differences in time and noise that say nothing.
 """
 _SPARE_DB = 0.5  # above the goal: with less, no group is returned
+_SPLITTING = 0.6  # of the measurements, where groups return
 _STATES = 512  # mixes of the first groups that are kept while the next one is added
 _LEAST = 0.01  # of the noise with a group in 8 bits: what the difference of two measurements may say at least
 _SAME_NOISE = 1.12  # half a dB
@@ -154,6 +155,11 @@ class GroupSearch:
         reached = [mix for mix in self._found.values() if mix.sqnr_db >= goal_db]
         return sorted(reached, key=lambda mix: self._rank(mix, reached))
 
+    @property
+    def _to_split(self) -> float:
+        """How many models are measured at most to split groups: what they return is measured with the rest."""
+        return self.most * (_SPLITTING if self.returns else 1.0)
+
     def _search(self, goal_db: float) -> None:
         """Measure mixes until one reaches the goal and splitting groups brings nothing."""
         wanted = 10 ** (-goal_db / 10)
@@ -170,7 +176,7 @@ class GroupSearch:
             chosen = self._chosen(front, wanted)
             mix, new = self._mix(chosen)
             if mix.sqnr_db >= goal_db:
-                if not self._split(chosen):
+                if self.measured >= self._to_split or not self._split(chosen):
                     if self.returns:
                         self._return(mix, goal_db)
                     break
@@ -250,6 +256,8 @@ class GroupSearch:
             ms = sum(self._cost(item, form) for item, form in moved)
             self._found[forms] = Mix(forms, self.trials.together(forms), ms, moved)
             self.measured += 1
+        # The same mix may have been found before its groups were split: what may return are the groups as they are now.
+        self._found[forms] = replace(self._found[forms], groups=moved)
         return self._found[forms], new
 
     def _cost(self, item: PlanGroup, form: str) -> float:
