@@ -40,6 +40,7 @@ from onnxshot.verification.decoding_speed import PROMPT
 
 _WORST = 5
 _SKIPS = 6
+_PAIRED = "speedups are medians over rounds, in which all models see the same load: medians of times may differ"
 _SAME_SHARE = 0.0005  # shares that differ by less are printed once
 
 
@@ -380,3 +381,8 @@ def _print_latencies(rows: Sequence[Latency]) -> None:
         times = (f"{row.median_ms:.3f}", f"{row.p10:.3f}", f"{row.p90:.3f}")
         cells.append((str(row.path), *times, f"{row.ratio:.2f}x", *cpu))
     print_table(stderr_console(), fields, cells)
+    first, *others = rows
+    if unsure := [str(row.path) for row in others if not row.sure]:
+        say(stderr_console(), f"not certain whether faster, because runs scatter: {', '.join(unsure)}")
+    if any(row.sure and (row.median_ms < first.median_ms) != (row.ratio > 1) for row in others):
+        say(stderr_console(), _PAIRED)

@@ -250,7 +250,10 @@ class SessionRunner:
             return {}
         missing = [spec.name for spec in self.inputs if spec.name not in feed]
         if missing:
-            raise ModelError(f"{self._label} asks for input {missing[0]!r}, which the sample does not hold")
+            raise ModelError(
+                f"{self._label} asks for input {missing[0]!r}, which the sample does not hold",
+                f"it holds {', '.join(map(repr, feed))}: models that run on the same samples have the same inputs",
+            )
         try:
             values = run_session(
                 self._session, None if bare else names, {spec.name: feed[spec.name] for spec in self.inputs}

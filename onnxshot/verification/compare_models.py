@@ -140,7 +140,7 @@ def compare(
     kinds = float_runner.skipped | runner.skipped
     if not names and not kinds:
         shown = f"{_list(float_runner.outputs)} against {_list(runner.outputs)}"
-        raise ModelError(f"the models have no output in common: {shown}")
+        raise ModelError(f"the models have no output in common: {shown}", "give two models of the same outputs")
     outline = parsed(setup.reference)
     tokens = _tokens(outline, float_runner, names, samples, start)
     makers = makers_of(setup.reference)

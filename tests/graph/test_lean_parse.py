@@ -183,3 +183,19 @@ def test_small_files_are_held_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     path = saved(tmp_path / "m.onnx", two_layers())
     assert lean_parse.parse_lean(path) == onnx.load(str(path))
+
+
+def test_a_file_whose_fields_are_no_models_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each two bytes are a field that ONNX does not know, and protobuf would keep all of them."""
+    (tmp_path / "no.onnx").write_bytes(b"x" * 10_000)
+    monkeypatch.setattr(onnx, "load", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(ModelError, match="damaged or not an ONNX file"):
+        load_model(tmp_path / "no.onnx")
+
+
+def test_a_model_may_have_fields_of_a_newer_onnx(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", two_layers())
+    path.write_bytes(b"x\x01" * 10 + path.read_bytes())
+    assert len(load_model(path).graph.nodes) == 4
