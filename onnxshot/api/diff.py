@@ -107,7 +107,7 @@ class Diff:
 
     def _facts(self) -> list[tuple[str, str]]:
         return [
-            ("size", f"{figures.megabytes(self.bytes_before)} → {figures.megabytes(self.bytes_after)}"),
+            ("size", " → ".join(figures.sizes(self.bytes_before, self.bytes_after))),
             *((kind, str(count)) for kind, count in self.changed.items()),
             ("SQNR", "" if self.sqnr_db is None else figures.decibels(self.sqnr_db)),
             ("agreement", figures.percent(self.agreement)),

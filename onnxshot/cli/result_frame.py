@@ -26,6 +26,7 @@ from onnxshot.report.advice import (
     is_slower,
     level_of,
     megabytes,
+    sizes,
 )
 from onnxshot.report.counts import counts
 from onnxshot.report.html.figures import milliseconds
@@ -136,7 +137,7 @@ def size_line(before: int, after: int) -> Line:
     same = abs(ratio - 1) <= _SAME_SIZE
     level = READY if ratio > 1 - _SAME_SIZE else "caution"
     gain = ratio > 1 + _SAME_SIZE
-    return Line("size", megabytes(before), megabytes(after), "the same" if same else words, level, gain)
+    return Line("size", *sizes(before, after), "the same" if same else words, level, gain)
 
 
 def speed_line(what: str, latency: Mapping[str, Any]) -> Line | None:

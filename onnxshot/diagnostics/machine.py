@@ -19,6 +19,7 @@ _FLAGS = (  # as Linux names them: x86, then ARM
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 _QUERY = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
 _SECONDS = 20  # time limit of nvidia-smi
+_OF_DEVELOPERS = ("browser-test", "dev", "docs", "test")  # extras
 _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*extra\s*==\s*["']([^"']+)["']""")
 
 
@@ -99,12 +100,12 @@ def _package(name: str) -> Package:
 
 
 def extras() -> tuple[Extra, ...]:
-    """List the extras in the metadata of onnxshot; none if it runs from source without being installed."""
+    """List the extras in the metadata of onnxshot that its users need; none if it is not installed."""
     found: dict[str, list[str]] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("onnxshot") or ():
             match = _REQUIREMENT.match(text)
-            if match is None or match[1] == "onnxshot":
+            if match is None or match[1] == "onnxshot" or match[2] in _OF_DEVELOPERS:
                 continue
             missing = found.setdefault(match[2], [])
             try:

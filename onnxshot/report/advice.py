@@ -264,11 +264,22 @@ def decibels(db: float | None) -> str:
     return f"{db:.1f} dB" if math.isfinite(db) else "exact" if db > 0 else "not a number"
 
 
-def megabytes(count: float) -> str:
-    """Bytes in megabytes; in kilobytes below 100 kB; as they are below 100."""
-    if count < 100:
+def megabytes(count: float, beside: float = 0) -> str:
+    """Bytes in megabytes; in kilobytes below 100 kB; as they are below 100.
+
+    Args:
+        count: of bytes.
+        beside: a count that stands beside this one: both have the unit of the larger one.
+    """
+    largest = max(count, beside)
+    if largest < 100:
         return f"{count:.0f} B"
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB" if largest >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def sizes(before: float, after: float) -> tuple[str, str]:
+    """Two sizes in bytes that stand beside each other, in one unit."""
+    return megabytes(before, after), megabytes(after, before)
 
 
 def _size(values: Values) -> int:

@@ -12,9 +12,9 @@ from onnxshot.report.advice import (
     faster,
     is_slower,
     level_of,
-    megabytes,
     quantizes,
     searches,
+    sizes,
     smaller,
     to_gain,
 )
@@ -61,8 +61,8 @@ def size_and_speed(values: Values) -> Iterator[Finding]:
     slower = is_slower(speed) and (values.get("latency") or {}).get("sure", True)
     level = BAD if larger and slower else CAUTION
     for artifact in larger:
-        sizes = f"{megabytes(size)} -> {megabytes(artifact['bytes'])}"
-        what = f"the {artifact['format']} file is larger than the input: {sizes}"
+        change = " -> ".join(sizes(size, artifact["bytes"]))
+        what = f"the {artifact['format']} file is larger than the input: {change}"
         hint = smaller(values)
         if not hint and searches(values) and not _came_quantized(values):
             hint = f"[[max_size={size / 1e6:.3g}]] searches for what to leave in float"

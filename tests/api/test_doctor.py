@@ -35,7 +35,10 @@ def test_a_broken_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_extras_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ["numpy>=1", 'no-such-thing>=1; extra == "a"', "numpy>=1; extra == 'a'", 'numpy; extra == "b"']
+    wanted = [
+        "numpy>=1", 'no-such-thing>=1; extra == "a"', "numpy>=1; extra == 'a'", 'numpy; extra == "b"',
+        'no-such-thing; extra == "dev"',
+    ]  # fmt: skip
     monkeypatch.setattr(metadata, "requires", lambda _: wanted)
     assert machine.extras() == (machine.Extra("a", ("no-such-thing",)), machine.Extra("b", ()))
 

@@ -492,3 +492,8 @@ def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = tuple(known[:-3] for known in told if known.endswith("..."))
     missing = [reason for reason in map(said, reasons) if reason not in told and not reason.startswith(starts)]
     assert not missing, missing
+
+
+def test_two_sizes_beside_each_other_have_one_unit() -> None:
+    larger = {**SOUND, "input_bytes": 99_000, "outputs": [{**SOUND["outputs"][0], "bytes": 150_000}]}
+    assert "0.10 MB -> 0.15 MB" in judge(larger).reasons[0]

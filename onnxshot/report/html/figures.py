@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxshot.report.advice import megabytes as megabytes
+from onnxshot.report.advice import sizes as sizes
 from onnxshot.report.digits import significant
 
 UNKNOWN = "not measured"

@@ -113,7 +113,7 @@ def report_facts(values: Values) -> list[tuple[str, str]]:
     """The figures of a report as a person reads them; those that were not measured have no text."""
     before, after = values.get("input_bytes"), sum(made["bytes"] for made in values.get("outputs", ())[:1])
     latency = values.get("latency") or {}
-    size = f"{figures.megabytes(before)} → {figures.megabytes(after)}" if before and after else ""
+    size = " → ".join(figures.sizes(before, after)) if before and after else ""
     speed = figures.times(latency["speedup"]) if latency.get("speedup") else ""
     sqnr, zeros = values.get("sqnr_db"), values.get("sparsity") or 0
     return [
