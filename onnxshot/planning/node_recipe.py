@@ -41,7 +41,7 @@ class NodeRecipes:
         self.stored = {node for node, rule in self._rules.items() if rule.mode == STORED and node not in excluded}
         for node, rule in self._rules.items():
             if rule.mode in (FLOAT, STORED):
-                self.excluded.setdefault(node, "the recipe's layers say float")
+                self.excluded.setdefault(node, "left in float by `layers` of the result's recipe")
             elif rule.mode is not None:
                 self.forced.add(node)
 

@@ -203,6 +203,8 @@ def _compared_elsewhere(values: Values) -> bool:
 def own_samples(values: Values) -> Iterator[Finding]:
     """Judged on samples that ranges were taken from, as where there is only one."""
     samples = values.get("samples") or {}
+    if values.get("on_random_data"):  # of which another finding says more
+        return
     learned = samples.get("calibration") and samples.get("held_out") == 0
     if learned and samples.get("judged") and not samples.get("random"):
         of = "the one sample" if samples["judged"] == 1 else f"the {samples['judged']} samples"

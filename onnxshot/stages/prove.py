@@ -5,7 +5,7 @@ Where the result falls short and another recipe makes a better one, that takes i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -21,6 +21,7 @@ from onnxshot.graph.save import Draft
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.precision16.bfloat16_emulation import emulated_if_bf16, in_float32
+from onnxshot.report.accuracy_findings import is_inaccurate
 from onnxshot.report.values import TensorReport
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_executed import executed
@@ -37,7 +38,9 @@ from onnxshot.verification.float_weights import float_weights
 from onnxshot.verification.io_contract import reload_check
 from onnxshot.verification.reference import Reference
 from onnxshot.verification.weight_sizes import record_weights
+from onnxshot.wording import worded
 
+_NO_SEARCH = "nothing better was searched for, as ranges come from [[stats]]: leave it out, and give [[calib]] alone"
 _RECOMPUTED = 64 << 20  # bytes of weights up to which they are counted in the model in memory
 
 
@@ -61,6 +64,8 @@ def prove_quantized(
     """
     judged = _proven(made, written, target_emitted)
     if made.samples.data is None or made.samples.stats is not None or judged is None:  # others take samples
+        if judged is not None and made.samples.stats is not None and is_inaccurate(asdict(made.report)):
+            made.report.notes.append(worded(_NO_SEARCH))
         return made, judged
     with made.report.timed("search"):
         better = Alternatives(made, judged, written.size_bytes).better()

@@ -52,7 +52,7 @@ def scale_of_weight(proto: onnx.ModelProto, output: str) -> np.ndarray:
 def test_float_leaves_the_layers_alone_and_the_others_not() -> None:
     ready, plan = planned(convs(), layers={"b": {"mode": "float"}})
     assert treatment(ready, plan) == {"a": STATIC, "b": FLOAT, "r": FLOAT, "y": STATIC}
-    assert reason(ready, plan, "b") == "the recipe's layers say float"
+    assert reason(ready, plan, "b") == "left in float by `layers` of the result's recipe"
 
 
 def test_a_scale_per_tensor_for_some_weights_only() -> None:
@@ -219,7 +219,7 @@ def test_a_run_with_rules_is_replayed_byte_for_byte(tmp_path: Path) -> None:
     rules = {"Conv": {"weight_method": "mse"}, names[0]: {"mode": "float"}}
     settings = Settings(samples=12, verify=False, use_cache=False)
     found = quantize(fixture("digits_resnet"), feeds, output=made, settings=settings, layers=rules)
-    assert any(skip.reason == "the recipe's layers say float" for skip in found.report.skips)
+    assert any(skip.reason == "left in float by `layers` of the result's recipe" for skip in found.report.skips)
     assert replay(fixture("digits_resnet"), made, tmp_path / "b.onnx", calib=feeds).same is True
     assert (tmp_path / "b.onnx").read_bytes() == made.read_bytes()
 

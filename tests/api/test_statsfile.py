@@ -30,6 +30,7 @@ from onnxshot.calibration.stats import to_arrays
 from onnxshot.cli.app import app
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.execution import statistics_cache, statistics_source
+from onnxshot.report import advice
 
 FAST = Settings(samples="all", verify=False, use_cache=False, threads=1)
 
@@ -399,3 +400,15 @@ def test_ctrl_c_leaves_nothing_behind_and_the_cache_usable(net: Path, tmp_path: 
     assert sorted(p.name for p in folder.iterdir()) == kept
     again = run("quantize", net, "--calib", data, "--no-verify", "-o", out / "q.onnx")
     assert again["samples"]["inferences"] == 0
+
+
+def test_what_statistics_do_not_reach_is_said_and_not_searched_for(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, proven = HANDMADE["resnet_block"]().feeds, replace(FAST, verify=True, bench_seconds=0.02)
+    onnxshot.calibrate(net, data, output=tmp_path / "s.npz", settings=FAST)
+    for floor, told in ((15.0, False), (200.0, True)):
+        monkeypatch.setattr(advice, "FLOOR_DB", floor)
+        report = quantize(net, data, stats=tmp_path / "s.npz", settings=proven).report
+        assert (report.verdict.level == "bad") is told
+        assert any(note.startswith("nothing better was searched for") for note in report.notes) is told

@@ -497,3 +497,10 @@ def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_sizes_beside_each_other_have_one_unit() -> None:
     larger = {**SOUND, "input_bytes": 99_000, "outputs": [{**SOUND["outputs"][0], "bytes": 150_000}]}
     assert "0.10 MB -> 0.15 MB" in judge(larger).reasons[0]
+
+
+def test_random_data_are_not_told_as_samples_that_it_was_calibrated_on() -> None:
+    """As where ranges come from statistics, and there are no samples."""
+    samples = {"calibration": 48, "held_out": 0, "judged": 4, "random": False}
+    reasons = judge({**SOUND, "samples": samples, "on_random_data": {"sqnr_db": 40.0}}).reasons
+    assert reasons == ("it was compared on random data only",)
