@@ -25,6 +25,7 @@ from onnxshot.report.token_figures import rise_of
 from onnxshot.results.model_source import ModelSource
 from onnxshot.results.quantized import Result
 from onnxshot.settings import Settings
+from onnxshot.wording import counted
 
 __all__ = ["assert_accuracy"]
 
@@ -118,10 +119,10 @@ def _row(
 
 def _headline(report: Report) -> str:
     samples = report.samples
-    count = samples.get("judged", "")
+    count = counted(samples.get("judged", 0), "sample")
     random = " of random numbers" if samples.get("random") else ""
     name = "the model" if report.input.startswith("(") else report.input
-    return f"{name} is not as asked, on {count} samples{random}:"
+    return f"{name} is not as asked, on {count}{random}:"
 
 
 def _worst(report: Report) -> list[str]:

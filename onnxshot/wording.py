@@ -113,6 +113,11 @@ def _worded(token: str) -> str:
     return f"onnxshot.{verb}({', '.join(said)})"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, such as "1 note" and "3 notes"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def option(name: str, value: str | None = None) -> str:
     """An option by its Python name, with its value or alone, as the reader writes it."""
     if not _command:

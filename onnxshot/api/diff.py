@@ -23,7 +23,7 @@ from onnxshot.graph import Node
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
 from onnxshot.report.html import figures
-from onnxshot.report.html.notebook import Rows, card, counted, folded, sentences, table
+from onnxshot.report.html.notebook import Rows, card, folded, sentences, table
 from onnxshot.report.values import rounded
 from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
@@ -32,6 +32,7 @@ from onnxshot.verification.compare_models import compare
 from onnxshot.verification.io_contract import contract, difference
 from onnxshot.verification.output_errors import OutputRow
 from onnxshot.verification.tensor_errors import TensorRow
+from onnxshot.wording import counted
 
 _SHOWN = 20  # layers in a card
 _PAIR = ("QuantizeLinear", "DequantizeLinear")

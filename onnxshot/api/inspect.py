@@ -27,7 +27,7 @@ from onnxshot.precision16.convert import predict_conversion
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.report.html import figures
 from onnxshot.report.html.markup import Markup
-from onnxshot.report.html.notebook import card, counted, folded, sentences
+from onnxshot.report.html.notebook import card, folded, sentences
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.rewriting.prepare import half_notes, prepare, widen
 from onnxshot.runtimes.invalid_model import blames_model
@@ -36,7 +36,7 @@ from onnxshot.runtimes.ort_versions import VersionNeeds, needs, runs_nowhere
 from onnxshot.settings import Settings, budgeted
 from onnxshot.targets import target_named
 from onnxshot.verification.io_contract import Port, contract
-from onnxshot.wording import worded
+from onnxshot.wording import counted, worded
 
 _SIZES = {
     SAMPLE: "on the first sample",
@@ -153,7 +153,8 @@ class Inspection:
         lines = [f"{sum(self.macs.values()):,} multiply-accumulates {where}"]
         if unknown:
             lines.append(
-                f"of {len(unknown)} nodes such as {unknown[0]!r} the size is not known: counted at one position"
+                f"of {counted(len(unknown), 'node')} such as {unknown[0]!r} the size is not known: "
+                "counted at one position"
                 + ("" if self.sizes["from"] == SAMPLE else worded(", give [[calib=DATA]]"))
             )
         return lines

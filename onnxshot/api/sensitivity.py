@@ -22,13 +22,14 @@ from onnxshot.planning.plan import Plan
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.report.html import figures
-from onnxshot.report.html.notebook import Rows, card, counted, folded, sentences, table
+from onnxshot.report.html.notebook import Rows, card, folded, sentences, table
 from onnxshot.report.saving import save_report
 from onnxshot.report.values import rounded, stamped
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.workbench import Unit, Workbench, workbench
 from onnxshot.settings import Settings, budgeted
+from onnxshot.wording import counted
 
 _SHOWN = 20  # nodes in a card
 

@@ -23,7 +23,8 @@ def cache_show(as_json: JsonOpt = False) -> None:
     size = sum(path.stat().st_size for path in files)
     folder = cache_folder.folder()
     values = {"folder": str(folder), "entries": len(files), "bytes": size, "max_bytes": store.MAX_BYTES}
-    text = f"{folder}: {len(files)} entries, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
+    entries = "1 entry" if len(files) == 1 else f"{len(files)} entries"
+    text = f"{folder}: {entries}, {size / 1e6:.1f} of {store.MAX_BYTES / 1e6:.0f} MB"
     tell(as_json, values, lambda: terminal.show_text(text))
 
 

@@ -30,6 +30,7 @@ from onnxshot.cli.options import (
     tell,
 )
 from onnxshot.errors import UsageError
+from onnxshot.wording import counted
 
 if TYPE_CHECKING:
     from onnxshot.calibration.statistics_file import Statistics
@@ -112,6 +113,7 @@ def _show(found: Statistics, output: Path) -> None:
         print_frame(console, [*counts, size], after="statistics")
         print_written(console, [str(output)])
     else:
-        terminal.show_text(f"{output}: {len(found.tensors)} tensors, {len(found.samples)} samples")
+        tensors, samples = counted(len(found.tensors), "tensor"), counted(len(found.samples), "sample")
+        terminal.show_text(f"{output}: {tensors}, {samples}")
     for note in found.notes:
         terminal.show_text(note)

@@ -23,6 +23,7 @@ from onnxshot.cli.options import (
     samples_of,
     tell,
 )
+from onnxshot.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,7 @@ def _show(found: Diff) -> None:
         if nodes:
             terminal.say(console, f"only in {where}: {_by_op(nodes)}")
     if found.worst and found.tensor_samples < found.samples:
-        terminal.say(console, f"tensors: compared on the first {found.tensor_samples} samples")
+        terminal.say(console, f"tensors: compared on the first {counted(found.tensor_samples, 'sample')}")
     if console.is_terminal:
         columns = (Field("worst tensors", name=True), *figures("tensors"), Field("op", drop=1), *figures("SQNR dB"))
         rows = merged(found.worst)[:_PAIRS]
@@ -118,7 +119,7 @@ def _headline(console: Console, found: Diff) -> None:
     parts = [f"{escape(found.after)} against {escape(found.before)}"]
     parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
     if found.sqnr_db is not None:
-        parts.append(f"{tables.accuracy(found.sqnr_db, None)} on {found.samples} samples")
+        parts.append(f"{tables.accuracy(found.sqnr_db, None)} on {counted(found.samples, 'sample')}")
     if found.agreement is not None:
         parts.append(tables.accuracy(None, found.agreement))
     console.print("  ".join(parts))

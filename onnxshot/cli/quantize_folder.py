@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnxshot
 from onnxshot.cli import terminal
 from onnxshot.errors import UsageError
+from onnxshot.wording import counted
 
 if TYPE_CHECKING:
     from onnxshot.recipes.recipe import Recipe
@@ -57,11 +58,7 @@ def show_folder(made: onnxshot.FolderResult, report: Path | None = None) -> None
 
     tables.show_reports(made.reports.values(), report)
     console = terminal.stderr_console()
-    models, files = (_counted(len(of), what) for of, what in ((made.reports, "model"), (made.copied, "file")))
+    models, files = (counted(len(of), what) for of, what in ((made.reports, "model"), (made.copied, "file")))
     beside = "it" if len(made.reports) == 1 else "them"
     terminal.say(console, f"{made.folder}: {models}, {files} copied beside {beside}")
     terminal.say_notes(console, made.notes)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -34,6 +34,7 @@ from onnxshot.report.report import Report
 from onnxshot.report.token_figures import perplexities, rise_of, rises
 from onnxshot.report.values import Artifact
 from onnxshot.targets import RUNTIMES
+from onnxshot.wording import counted
 
 _SAME_SIZE = 0.005  # sizes that differ by less are the same
 _ONNX = "onnx"
@@ -164,13 +165,13 @@ def accuracy_lines(
         bad = judged and level_of(sqnr_db) == BAD
         count = samples.get("judged")
         held = "held-out " if samples.get("held_out") else ""
-        on = f"on {count} {held}samples" if count else ""
+        on = f"on {counted(count, f'{held}sample')}" if count else ""
         below = f"below {FLOOR_DB:g} dB" if bad else ""
         found.append(Line("SQNR", "", decibels(sqnr_db), ", ".join(filter(None, (below, on))), BAD if bad else READY))
     if agreement is not None and not math.isnan(agreement):
         bad = judged and level_of(None, agreement, samples.get("cases")) == BAD
         cases = samples.get("cases")
-        words = f"below {100 * FLOOR_AGREEMENT:.0f} %" if bad else f"of {cases} cases" if cases else ""
+        words = f"below {100 * FLOOR_AGREEMENT:.0f} %" if bad else f"of {counted(cases, 'case')}" if cases else ""
         found.append(Line("agreement", "", f"{100 * agreement:.1f} %", words, BAD if bad else READY))
     return found
 

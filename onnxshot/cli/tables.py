@@ -37,6 +37,7 @@ from onnxshot.results.pruned import PruneReport
 from onnxshot.results.shrunk import ShrinkReport
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.verification.decoding_speed import PROMPT
+from onnxshot.wording import counted
 
 _WORST = 5
 _SKIPS = 6
@@ -302,7 +303,7 @@ def show_stages(report: CompressReport, *more: Path | None) -> None:
 def show_sensitivity(found: Sensitivity, *more: Path | None) -> None:
     """Print one line per node, the most costly first. more: what was written."""
     console = stderr_console()
-    say(console, f"{found.input}  all in int8: SQNR {decibels(found.sqnr_db)} on {found.samples} samples")
+    say(console, f"{found.input}  all in int8: SQNR {decibels(found.sqnr_db)} on {counted(found.samples, 'sample')}")
     rows = []
     for row in found.nodes:
         figs = (row.per_channel_db, row.per_tensor_db, row.float_gain_db)

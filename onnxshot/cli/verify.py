@@ -12,6 +12,7 @@ import onnxshot
 from onnxshot.cli import terminal
 from onnxshot.cli.options import JsonOpt, MemoryOpt, ThreadsOpt, tell
 from onnxshot.errors import GoalMissed
+from onnxshot.wording import counted
 
 if TYPE_CHECKING:
     from onnxshot.api.verify import Verified
@@ -41,7 +42,7 @@ def verify(
 
 def _show(found: Verified) -> None:
     console = terminal.stderr_console()
-    console.print(f"{found.files} files are intact, {found.samples} samples")
+    console.print(f"{counted(found.files, 'file')} intact, {counted(found.samples, 'sample')}")
     for row in found.outputs:
         db = "" if row.sqnr_db is None or row.equal == 1.0 else f", {row.sqnr_db:.1f} dB (at least {row.least_db:.1f})"
         verdict = "ok" if row.passed else "deviates"

@@ -197,7 +197,8 @@ class Plan:
     def _repr_html_(self) -> str:
         """A card, which notebooks show."""
         from onnxshot.planning.plan_tables import plan_tables
-        from onnxshot.report.html.notebook import card, counted, folded, sentences
+        from onnxshot.report.html.notebook import card, folded, sentences
+        from onnxshot.wording import counted
 
         notes = folded(counted(len(self.notes), "note"), sentences(self.notes))
         return card(f"plan for {self.target}, mode {self.mode}", (), plan_tables(self), notes)

@@ -23,6 +23,7 @@ from onnxshot.recovery.range_search import refine_ranges
 from onnxshot.rewriting.apply_plan import apply_plan
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
 from onnxshot.settings import Settings
+from onnxshot.wording import counted
 
 _GAIN_DB = 0.2  # least gain of a step, in the mean of a typical sample and of all together; less is often chance
 _LOST_DB = 0.5  # what either of the two may lose where the other one gains
@@ -109,7 +110,7 @@ class FurtherSteps:
         said = f"{one.typical_db:.1f} dB before, {other.typical_db:.1f} dB after"
         if gains[1] < min(gains[0], 0.0):  # the reason why it may not be kept
             said = f"{one.balanced_db:.1f} dB before, {other.balanced_db:.1f} dB after, all together"
-        said += f", on {len(self.decide)} samples that were not learned from"
+        said += f", on {counted(len(self.decide), 'sample')} that were not learned from"
         return sum(gains) / 2 >= _GAIN_DB and min(gains) >= -_LOST_DB, said
 
     def _chosen(self, given: Candidate, recipe: Recipe) -> Evidence:

@@ -30,6 +30,7 @@ from onnxshot.planning.scales import Evidence
 from onnxshot.recovery.layer_reconstruction import Repair, reconstruct
 from onnxshot.runtimes.ort_runtime import Runnable
 from onnxshot.settings import Settings
+from onnxshot.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ def repaired(
     best, judged = judge.race(candidates(), checks)
     if not judged:
         return Repairs()
-    seen = f"{len(judged[1].each_db)} samples that were not learned from"
+    seen = f"{counted(len(judged[1].each_db), 'sample')} that were not learned from"
     if best == 0:
         return Repairs({}, f"no repair was kept: {_figures(*(one.typical_db for one in judged))}, on {seen}")
     before, after = _together(*judged)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxshot.report.html.notebook import Rows, card, counted, folded, report_facts, sentences, table
+from onnxshot.report.html.notebook import Rows, card, folded, report_facts, sentences, table
 from onnxshot.report.report import Report
 from onnxshot.report.verdict import WORDS
+from onnxshot.wording import counted
 
 
 @dataclass(frozen=True, slots=True)

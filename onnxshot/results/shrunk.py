@@ -13,9 +13,10 @@ from onnxshot.graph.load import load_model
 from onnxshot.graph.save import draft
 from onnxshot.graph.skip import Skip
 from onnxshot.report.html import figures
-from onnxshot.report.html.notebook import EDGES, Rows, card, counted, folded, sentences, table
+from onnxshot.report.html.notebook import EDGES, Rows, card, folded, sentences, table
 from onnxshot.report.values import rounded, stamped
 from onnxshot.report.verdict import WORDS, Verdict, judge
+from onnxshot.wording import counted
 
 
 @dataclass(frozen=True, slots=True)

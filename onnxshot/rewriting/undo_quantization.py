@@ -14,6 +14,7 @@ from onnxshot.passes.strip_qdq import PAIR, StripQdq
 from onnxshot.planning.make_plan import already_quantized
 from onnxshot.planning.trained_scales import NOTHING, Trained, read_pairs
 from onnxshot.rewriting.prepare import fold_constants
+from onnxshot.wording import counted
 
 
 def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
@@ -65,7 +66,7 @@ def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
     """The number of nodes, and one by its name and operator in the file. `names`: node name -> operator there."""
     one = left[0]
     own = max((name for name in names if f"{one.label}_".startswith(f"{name}_")), key=len, default="")
-    return f"{len(left)} nodes such as {own or one.label!r} ({names.get(own, one.op)})"
+    return f"{counted(len(left), 'node')} such as {own or one.label!r} ({names.get(own, one.op)})"
 
 
 def _ways_out(model: Model) -> str:

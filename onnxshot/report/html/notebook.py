@@ -16,6 +16,7 @@ from onnxshot.report.html import figures
 from onnxshot.report.html.markup import Markup, el, join
 from onnxshot.report.token_figures import perplexities
 from onnxshot.report.verdict import WORDS
+from onnxshot.wording import counted
 
 Values = Mapping[str, Any]
 
@@ -85,11 +86,6 @@ def sentences(texts: Sequence[str]) -> Markup:
     more = [f"and {len(texts) - _NOTES} more"] if len(texts) > _NOTES else []
     shown = [*texts[:_NOTES], *more]
     return el("ul", [el("li", text) for text in shown], style="margin: .2em 0") if shown else Markup()
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things, such as '1 note' and '3 notes'."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def report_card(values: Values, *inside: Markup) -> str:

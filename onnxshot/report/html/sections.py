@@ -9,6 +9,7 @@ from typing import Any
 from onnxshot.report.html import figures
 from onnxshot.report.html.charts import Point, bar, scatter
 from onnxshot.report.html.markup import Markup, el, join
+from onnxshot.wording import counted
 
 Values = Mapping[str, Any]
 
@@ -188,7 +189,8 @@ def runs_on(values: Values) -> Markup:
     if sizes := values.get("sizes"):
         text = f"Its work is counted {_COUNTED_AT[sizes['from']]}"
         if unknown := sizes["unknown"]:
-            text += f"; {len(unknown)} nodes of unknown size, such as {unknown[0]}, are counted at one position"
+            some = counted(len(unknown), "node")
+            text += f"; {some} of unknown size, such as {unknown[0]}, are counted at one position"
         parts.append(el("p", f"{text}."))
     return join(parts)
 
