@@ -15,6 +15,7 @@ from onnxshot.report.token_figures import (
     rise_of,
     rise_of_decoding,
 )
+from onnxshot.report.values import GAP_DB
 
 _TWICE_DB = 6.0  # twice the error
 _LITTLE = 1 / 128  # of the loudest sample: 8 bits hardly distinguish a quieter one from silence
@@ -160,12 +161,14 @@ def optimizer(values: Values) -> Iterator[Finding]:
     with_them, without = known.get("sqnr_optimized_db"), known.get("sqnr_unoptimized_db")
     if with_them is not None and without is not None and with_them >= 2 * FLOOR_DB and without - with_them < _TWICE_DB:
         return  # the error is tiny either way, and on a few samples rounding alone can differ this much
-    figures = f"{decibels(with_them)} with them, {decibels(without)} without"
-    text = f"ONNX Runtime's graph optimizations change results: {figures}"
-    plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
-    hint = "run [[onnxshot.doctor()|onnxshot doctor]] on the machine that will run it"
-    if plain:
-        hint = "this CPU may lack VNNI: try [[target=ort-avx2]]"
+    text = "ONNX Runtime's graph optimizations change results"
+    if with_them is not None and without is not None and without - with_them <= GAP_DB:
+        text += " of an output, which a note names"  # beside louder ones it changes no total
+    else:
+        text += f": {decibels(with_them)} with them, {decibels(without)} without"
+    hint = "[[onnxshot.doctor()|onnxshot doctor]] says whether sums of int8 saturate on a CPU"
+    if (values.get("recipe") or {}).get("target", "ort") == "ort":
+        hint += ": then take [[target=ort-avx2]]"
     yield Finding(CAUTION, text, hint)
 
 

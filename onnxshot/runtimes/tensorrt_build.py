@@ -24,9 +24,7 @@ from onnxshot.graph.load import first_line
 from onnxshot.runtimes.base import Dims, EmitOptions, Ranges, Sizes
 
 _WORKER = Path(__file__).with_name("tensorrt_worker.py")
-_INSTALL = (
-    "pip install 'onnxshot[tensorrt]' (tensorrt>=10), or for RTX GPUs 'onnxshot[tensorrt-rtx]' (tensorrt-rtx-cu13)"
-)
+_INSTALL = "pip install 'onnxshot[tensorrt]', or 'onnxshot[tensorrt-rtx]' for RTX GPUs"
 _NEWER = "float8 is built for [[hardware=sm89]] and newer, int4 for sm80 and newer"
 _LEAST_VERSION = 10  # explicit quantization in strongly typed networks
 _LOOK_SECONDS = 0.1  # interval of memory checks
@@ -39,14 +37,18 @@ def module() -> ModuleType:
     for name in ("tensorrt", _RTX):
         try:
             found = importlib.import_module(name)
-        except Exception as e:  # missing libraries raise OSError or RuntimeError, a missing module ImportError
+        except ModuleNotFoundError as e:
+            if e.name != name:
+                reasons.append(f"{name}: {first_line(e)}")
+            continue
+        except Exception as e:  # missing libraries raise OSError, RuntimeError or ImportError
             reasons.append(f"{name}: {first_line(e)}")
             continue
         version = str(getattr(found, "__version__", "0"))
         if name == _RTX or int(version.split(".")[0]) >= _LEAST_VERSION:
             return found
         reasons.append(f"{name} {version} is older than {_LEAST_VERSION}")
-    raise TargetError(f"TensorRT is not installed ({'; '.join(reasons)})", _INSTALL)
+    raise TargetError(": ".join(("TensorRT is not installed", *filter(None, ["; ".join(reasons)]))), _INSTALL)
 
 
 def profiles(inputs: Mapping[str, Dims | None], options: EmitOptions) -> dict[str, tuple[Sizes, Sizes, Sizes]]:

@@ -21,7 +21,6 @@ from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, ModelError
 from onnxshot.graph.fixed_shapes import NO_FIXED_SHAPES, FixedShapes
 from onnxshot.graph.lean_model import LeanModel
-from onnxshot.report.values import GAP_DB
 from onnxshot.runtimes.base import Loaded
 from onnxshot.runtimes.open_models import OpenModels
 from onnxshot.runtimes.ort_runtime import Runnable, Runner
@@ -31,12 +30,12 @@ from onnxshot.verification.causality import is_causal
 from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
+from onnxshot.verification.output_notes import one_answer, optimizer_loses, optimizer_note, part_note, pick_notes
 from onnxshot.verification.paired_runs import run_both
 from onnxshot.verification.tensor_errors import Scaled, TensorRow
 
 _NO_SAMPLES = "there are no samples to compare on"
 _CLEAR_DB = 40.0  # above it a tensor surely stands for the same value in both models
-_NOISE_FLOOR_DB = 60.0  # above it, rounding alone explains a difference between two runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,8 @@ class Comparison:
     @property
     def optimizer_changes_results(self) -> bool:
         """True if the optimizations lose more than GAP_DB of SQNR in any output."""
-        rows = (_optimizer_loses(row.optimized_db, row.unoptimized_db) for row in self.outputs)
-        return _optimizer_loses(self.optimized_db, self.unoptimized_db) or any(rows)
+        rows = (optimizer_loses(row.optimized_db, row.unoptimized_db) for row in self.outputs)
+        return optimizer_loses(self.optimized_db, self.unoptimized_db) or any(rows)
 
 
 def compare(
@@ -274,29 +273,15 @@ def _comparison(
         cases=next((r.cases for r in rows if r.agreement is not None), 0),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=tuple(filter(None, (
-            *(_pick_notes(picks) if picks is not None else ()),
-            *(_one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)),
-            *(_part_note(r) for r in rows if r.part is not None),
+            *(pick_notes(picks) if picks is not None else ()),
+            *(one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)),
+            *(part_note(r) for r in rows if r.part is not None),
+            *map(optimizer_note, rows),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ))),
         ordered={name: match.share for name, match in ordered.items()},
         tokens=tokens if tokens is not None and tokens.positions else None,
     )
-
-
-def _one_answer(row: OutputRow, scores: Scores | None) -> str:
-    """A note on class scores whose highest class is always the same; else empty."""
-    if scores is None or not scores.monotonous or row.match is None or row.match.kind != CLASSES:
-        return ""
-    what = f"the float model gives class {scores.answer} in all {scores.decided} cases"
-    return f"output {row.name!r}: {what}: agreement shows little; judge on samples of several classes"
-
-
-def _part_note(row: OutputRow) -> str:
-    part = row.part
-    assert part is not None
-    where = f"{part.quiet} of {part.channels} channels along axis {part.axis} are over 30 times quieter"
-    return f"output {row.name!r}: {where}: SQNR {part.quiet_db:.1f} dB there, {part.loud_db:.1f} dB in the others"
 
 
 def _with_match(row: OutputRow, match: Match | None) -> OutputRow:
@@ -318,17 +303,6 @@ def _with_picks(row: OutputRow, ordered: Mapping[str, Match]) -> OutputRow:
         return row
     equal = None if row.equal is None else min(row.equal, match.share)
     return replace(row, agreement=match.share, cases=match.of, match=match, equal=equal)
-
-
-def _pick_notes(picks: Picks) -> list[str]:
-    """Describe what each ordering node picked, one note per node."""
-    ordered = picks.setup.ordered_outputs
-    return [
-        f"{order.op} {order.node!r} orders {_list(sorted(ordered[order.number]))}: compared in the float model's "
-        f"order; {same / of:.1%} of the picks are the same"
-        for order, same, of in picks.counts()
-        if of
-    ]
 
 
 def compare_loaded(reference: Runnable, candidate: Loaded, samples: Dataset, *, threads: int = 2) -> Comparison:
@@ -386,12 +360,6 @@ def _why_left_out(setup: ComparisonSetup) -> str:
         return f"random numbers change from run to run ({setup.random_nodes[0].node!r})"
     parts = [f"{order.op} orders" for order in setup.orders[:1]] + ["copy inputs" for _ in setup.copied[:1]]
     return " or ".join(parts)
-
-
-def _optimizer_loses(fast: float | None, plain: float | None) -> bool:
-    if fast is None or plain is None:
-        return False
-    return plain - fast > GAP_DB and fast < _NOISE_FLOOR_DB
 
 
 def _list(names: Sequence[str]) -> str:

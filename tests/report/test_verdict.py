@@ -415,6 +415,7 @@ def test_accuracy_that_is_accepted_is_told_and_not_bad() -> None:
 ALSO: tuple[dict[str, Any], ...] = (  # what no case above says
     {"output_sqnr_db": dict.fromkeys("abcde", 3.0)},
     {"sqnr_db": float("-inf")},
+    {"optimizer_changes_results": True, "sqnr_optimized_db": 26.3, "sqnr_unoptimized_db": 26.2},
     {"agreement": 0.9, "samples": {**SOUND["samples"], "cases": 20}},
     {"samples": {**SOUND["samples"], "held_out": 0, "judged": 3}},
     {"samples": {**SOUND["samples"], "held_out": 1, "judged": 1}},

@@ -270,9 +270,7 @@ def test_where_neither_module_is_installed_the_error_says_what_to_install(monkey
         runtime().check()
     assert e.value.exit_code == 6
     assert "onnxshot[tensorrt]" in e.value.hint
-    assert "tensorrt>=10" in e.value.hint
     assert "onnxshot[tensorrt-rtx]" in e.value.hint
-    assert "tensorrt-rtx-cu13" in e.value.hint
     assert "not installed" in runtime().runs_here()
 
 

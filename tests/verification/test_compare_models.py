@@ -21,6 +21,7 @@ from onnxshot.verification.compare_models import Comparison, compare
 from onnxshot.verification.compare_tensors import SAMPLES, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, reload_check, same_contract
 from onnxshot.verification.output_errors import OutputRow
+from onnxshot.verification.output_notes import optimizer_note
 
 
 def values(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -459,3 +460,9 @@ def test_an_agreement_on_one_answer_is_noted() -> None:
         found = compare(model, model, given)
         assert found.agreement == 1.0
         assert any("class 1 in all 3 cases" in note for note in found.notes) is noted
+
+
+def test_the_output_that_optimizations_change_is_named() -> None:
+    told = optimizer_note(OutputRow("small", optimized_db=18.0, unoptimized_db=25.0))
+    assert told.startswith("output 'small': SQNR 18.0 dB with") and "25.0 dB without" in told
+    assert not optimizer_note(OutputRow("large", optimized_db=24.5, unoptimized_db=25.0))
