@@ -13,11 +13,17 @@ from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError, UsageError
 
 TAKES = (
+    "[[arrays, tensors, a list of paths, texts or dicts, a DataLoader, a data set, a table; |]]"
     "a folder of pictures (with [[preset]]), of .wav or .flac, of .txt, of .npy or of .npz files; one .npz or .npy "
     "with a leading sample axis; one .wav, .flac, .txt, .jsonl or .tsv; "
     "a test_data_set folder of .pb; module:function or file.py:function; or 'random'"
 )
 """The kinds of calibration data, as messages list them."""
+USUAL = (
+    "give [[calib]] [[arrays, a DataLoader, |]]a folder of pictures (with [[preset=imagenet]] or another), a .npz of "
+    "arrays, a .txt or .wav file, or 'random' to try; docs/calibration.md has all kinds"
+)
+"""What most people give, for those who gave nothing."""
 Transform = Callable[[Any], Any]
 """Makes what a model takes of an item: an array, a tuple in the order of the inputs, or a dict; or a batch of them."""
 

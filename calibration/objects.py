@@ -59,8 +59,7 @@ def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: 
             return texts.open(lambda field: records_of_text(label, rest, field))
         return Spool(label, rest, specs, fit, limit, whole=fit.whole)
     what = f"calibration data is of type {type(source).__name__}, which gives no samples"
-    ours = "an array, a list or DataLoader of arrays, tuples or dicts, a data set, a table"
-    raise CalibrationError(what, f"give {ours}; or {TAKES}")
+    raise CalibrationError(what, f"[[calib]] takes {TAKES}")
 
 
 def transformed(source: Any, by: Transform, label: str) -> Any:

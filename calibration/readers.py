@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample
-from onnxshot.calibration.given import TAKES, Repeatable, Transformed, label_of
+from onnxshot.calibration.given import TAKES, USUAL, Repeatable, Transformed, label_of
 from onnxshot.calibration.listed_files import SUFFIXES, listed_files
 from onnxshot.calibration.objects import open_object, transformed
 from onnxshot.calibration.pictures import Fitter, read_picture
@@ -251,7 +251,7 @@ def open_data(
 
 def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int, texts: Texts) -> Source:
     if source is None or (isinstance(source, str) and not source):
-        raise CalibrationError("calibration data is needed and none was given", f"[[calib]] takes {TAKES}")
+        raise CalibrationError("calibration data is needed and none was given", USUAL)
     if isinstance(source, Transformed):
         return open_object(transformed(_items(source.data), source.by, label), label, fit, limit, texts)
     if (listed := listed_files(source)) is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnxshot import source_tree as _source_tree  # noqa: F401  # first: it makes a clone's calibration/ importable
 
 if TYPE_CHECKING:
-    from onnxshot import batch, errors, recipes
+    from onnxshot import batch, errors, recipes, testing
     from onnxshot.api.bench import bench
     from onnxshot.api.bundle import bundle
     from onnxshot.api.calibrate import calibrate
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("batch", "errors", "recipes")
+_PACKAGES = ("batch", "errors", "recipes", "testing")
 _HOMES = {
     "CompressResult": "onnxshot.results.compressed",
     "EmitOptions": "onnxshot.runtimes.base",
@@ -122,6 +122,7 @@ __all__ = [
     "replay",
     "sensitivity",
     "shrink",
+    "testing",
     "tune",
     "verify",
 ]

@@ -58,10 +58,11 @@ def refuse_unknown(given: Iterable[Any], known: Sequence[str]) -> None:
     """Raise BadKey for the first key that is not known. The hint names a key that is nearly the same, or its place."""
     for key in given:
         if key not in known:
+            if key in OWNERS:
+                verb = "tune" if OWNERS[key] == "Goal" else "quantize"
+                raise BadKey((key,), "is no key", f"give it as [[{verb} MODEL calib=DATA {key}=VALUE]]")
             near = get_close_matches(str(key), known, n=1, cutoff=0.75)
             where = f"did you mean {near[0]!r}? " if near else ""
-            if key in OWNERS:
-                where = f"give it as [[{key}=VALUE]]; "
             raise BadKey((key,), "is no key", f"{where}keys: {', '.join(known)}")
 
 

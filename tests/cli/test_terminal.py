@@ -208,7 +208,7 @@ def test_an_error_is_wrapped_at_words_and_its_hint_stands_below(tmp_path: Path) 
     _, screen = _screens(shown.text)
     first, *hint = [line.rstrip() for line in screen.display if line.strip()]
     assert (shown.code, first) == (5, "error: calibration data is needed and none was given")
-    assert hint[0].startswith("  hint: --calib takes")
+    assert hint[0].startswith("  hint: give --calib a folder of pictures")
     assert all(line.startswith("    ") for line in hint[1:])
     told = " ".join(line.strip() for line in hint).removeprefix("hint: ")
     with pytest.raises(CalibrationError) as caught:
