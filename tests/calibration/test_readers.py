@@ -337,9 +337,10 @@ def test_nothing_to_read(tmp_path, monkeypatch, source):
     Path("empty").mkdir()
     Path("data.csv").write_text("1,2")
     message = refused(source)
-    assert "module:function" in message
-    if source is None:
-        assert "calibration data is needed" in message
+    if source in (None, ""):
+        assert "calibration data is needed" in message and "a .npz of arrays" in message
+    else:
+        assert "module:function" in message
 
 
 # --- iterables and functions
