@@ -121,10 +121,17 @@ def test_wrong_words(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"block": 48}, {"block": 8}, {"block": 1024}, {"target": "tensorrt", "asymmetric": True}], ids=str
+    ("options", "kind"),
+    [
+        ({"block": 48}, UsageError),
+        ({"block": 8}, UsageError),
+        ({"block": 1024}, UsageError),
+        ({"target": "tensorrt", "asymmetric": True}, TargetError),
+    ],
+    ids=str,
 )
-def test_refused(options: dict[str, object]) -> None:
-    with pytest.raises(TargetError):
+def test_refused(options: dict[str, object], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
         quantized(product(), **{"mode": "weights", "bits": 4, **options})
 
 
