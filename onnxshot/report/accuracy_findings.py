@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from onnxshot.report.advice import BAD, CAUTION, FLOOR_DB, Values, cases_of, decibels, is_comparison, level_of, to_gain
@@ -20,6 +21,7 @@ from onnxshot.report.values import GAP_DB
 _TWICE_DB = 6.0  # twice the error
 _LITTLE = 1 / 128  # of the loudest sample: 8 bits hardly distinguish a quieter one from silence
 _FEW_JUDGED = 2  # samples
+_PART_OF_ALL = re.compile(r"\d+ of \d+ samples, evenly spaced")  # a note
 
 
 def not_finite(values: Values) -> Iterator[Finding]:
@@ -77,7 +79,7 @@ def outputs_below(values: Values) -> Iterator[Finding]:
 def _to_judge_by_more(values: Values) -> str:
     """How to judge by more samples: a comparison takes all that there are, and then only new ones help."""
     if is_comparison(values):
-        return "give more samples with [[calib=DATA]]"
+        return _to_give_more(values)
     return "[[compare INPUT RESULT calib=DATA]] judges by all samples"
 
 
@@ -204,20 +206,25 @@ def _compared_elsewhere(values: Values) -> bool:
 
 
 def own_samples(values: Values) -> Iterator[Finding]:
-    """Judged on samples that ranges were taken from, as where there is only one."""
+    """Judged on samples that ranges were taken from, as where there is only one; or on few."""
     samples = values.get("samples") or {}
-    if values.get("on_random_data"):  # of which another finding says more
+    count = samples.get("judged") or 0
+    if values.get("on_random_data") or samples.get("random") or not count:  # of which another finding says more
         return
-    learned = samples.get("calibration") and samples.get("held_out") == 0
-    if learned and samples.get("judged") and not samples.get("random"):
-        of = "the one sample" if samples["judged"] == 1 else f"the {samples['judged']} samples"
+    of = "the one sample" if count == 1 else f"the {count} samples"
+    if samples.get("calibration") and samples.get("held_out") == 0:
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
-        yield Finding(CAUTION, what, "give more samples with [[calib=DATA]]: a quarter of them is held out to judge by")
-    elif not samples.get("random") and 0 < (samples.get("judged") or 0) <= _FEW_JUDGED:
-        of = "one sample" if samples["judged"] == 1 else f"{samples['judged']} samples"
-        what = f"it was judged on {of} alone, too few to be sure"
-        held_out = "" if is_comparison(values) else ": a quarter of them is held out to judge by"
-        yield Finding(CAUTION, what, f"give more samples with [[calib=DATA]]{held_out}")
+        yield Finding(CAUTION, what, _to_give_more(values))
+    elif count <= _FEW_JUDGED:
+        of = "one sample" if count == 1 else f"{count} samples"
+        yield Finding(CAUTION, f"it was judged on {of} alone, too few to be sure", _to_give_more(values))
+
+
+def _to_give_more(values: Values) -> str:
+    """How to judge on more samples: those that were left out, or new ones."""
+    left_out = any(_PART_OF_ALL.fullmatch(str(note)) for note in values.get("notes") or ())
+    hint = "take more of the samples: leave out [[samples]]" if left_out else "give more samples with [[calib=DATA]]"
+    return hint if is_comparison(values) else f"{hint}; a quarter of them is held out to judge by"
 
 
 def cut(values: Values) -> Iterator[Finding]:

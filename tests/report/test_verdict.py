@@ -458,6 +458,15 @@ def test_the_next_step_is_a_command_that_can_be_pasted(paths: tuple[str, str], s
         assert judge(values).next.startswith(said)
 
 
+def test_samples_that_were_left_out_are_advised_before_new_ones() -> None:
+    few = {**SOUND, "samples": {**SOUND["samples"], "held_out": 2, "judged": 2}}
+    assert judge(few).next.startswith("give more samples with --calib DATA")
+    part = {**few, "notes": ["8 of 64 samples, evenly spaced"]}
+    assert judge(part).next.startswith("take more of the samples: leave out --samples")
+    compared = {**part, "outputs": [], "recipe": {"reference": "net.onnx"}}
+    assert judge(compared).next == "take more of the samples: leave out --samples"
+
+
 def test_a_comparison_does_not_advise_to_compare() -> None:
     values = {**FEW, "input": "q.onnx", "outputs": [], "recipe": {"reference": "net.onnx"}}
     assert judge(values).next == "give more samples with --calib DATA"
