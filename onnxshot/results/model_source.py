@@ -62,5 +62,8 @@ def model_files(*models: ModelSource) -> Iterator[list[Path]]:
 
 
 def name_of_source(model: ModelSource) -> str:
-    """The name of a model in reports: its path, or "(ModelProto)"."""
-    return str(model) if isinstance(model, str | Path) else "(ModelProto)"
+    """The name of a model in reports: its path, "(result of NAME)", or "(ModelProto)"."""
+    if isinstance(model, str | Path):
+        return str(model)
+    given = str(getattr(getattr(model, "report", None), "input", "")) if isinstance(model, Made) else ""
+    return f"(result of {Path(given).name})" if given and not given.startswith("(") else "(ModelProto)"

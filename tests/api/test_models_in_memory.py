@@ -137,3 +137,10 @@ def test_a_model_over_the_limit_of_a_proto_runs_and_is_refused_as_one(
     del session
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_result_in_memory_is_called_after_its_file(path: str) -> None:
+    made = onnxshot.quantize(path, SAMPLES, settings=QUIET, **FAST)
+    found = onnxshot.compare(path, made, SAMPLES, settings=QUIET)
+    assert found.input == f"(result of {Path(path).name})"
+    assert f"result of {Path(path).name}" in repr(found)
