@@ -64,7 +64,7 @@ def test_statistics_stand_for_samples(tmp_path: Path) -> None:
 
 def test_a_plan_that_needs_ranges_is_refused_without_samples() -> None:
     prepared = prepare_model(HANDMADE["mbconv_block"]().model, Recipe(), FAST)
-    with pytest.raises(CalibrationError, match="calib takes"):
+    with pytest.raises(CalibrationError, match="give calib arrays"):
         open_samples(prepared, None, None)
 
 
