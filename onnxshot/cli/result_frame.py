@@ -79,7 +79,8 @@ def print_frame(console: Console, lines: Iterable[Line], before: str = "before",
 def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:
     """The figures of a result; with an artifact that is no .onnx file, those that its own runtime gave."""
     own = artifact is None or artifact.format == _ONNX
-    found = [] if artifact is None else [size_line(report.input_bytes, artifact.bytes)]
+    written = artifact.bytes if artifact is not None else _candidate_bytes(report)
+    found = [size_line(report.input_bytes, written)] if written else []
     latency = report.latency if artifact is None or own else artifact.latency
     found += [line for line in [speed_line("time", latency)] if line is not None]
     values = report.to_dict()
@@ -96,6 +97,11 @@ def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:
     # Else the perplexity says whether they are good enough, or the user does.
     judged = rise_of({"tokens": report.tokens}) is None and not report.accepted
     return found + accuracy_lines(sqnr_db, agreement, report.samples, judged=judged)
+
+
+def _candidate_bytes(report: Report) -> int:
+    """Size of the candidate of a comparison, which has no artifact; 0 where it is not known."""
+    return round((report.bits_per_weight or 0) * report.parameters / 8) if report.parameters else 0
 
 
 def _of_the_file(report: Report, bits: float | None) -> list[Line]:

@@ -110,3 +110,12 @@ def test_a_gain_is_green_and_the_figures_beside_it_are_not() -> None:
     print_frame(where, [size_line(4_000_000, 1_000_000), size_line(1_000_000, 1_000_000)])
     coloured = [line for line in printed(where) if "\x1b[32m" in line]
     assert len(coloured) == 1 and "\x1b[32m4.00x smaller" in coloured[0]
+
+
+def test_a_comparison_shows_the_sizes_of_both_files() -> None:
+    """The candidate's follows from its bits a weight, as no artifact was written."""
+    report = Report("b.onnx", {"reference": "a.onnx"}, input_bytes=4_000_000, parameters=1_000_000)
+    report.bits_per_weight = 8 * 1.1
+    assert lines_of(report)[0] == size_line(4_000_000, 1_100_000)
+    report.bits_per_weight = None
+    assert all(line.what != "size" for line in lines_of(report))
