@@ -79,7 +79,10 @@ def to_gain(values: Values) -> str:
     better = [row for row in rows if _worst_db(row) > _worst_db(values) + _SAME_DB]
     if better:
         best = max(better, key=_worst_db)
-        return f"{search} ({best['options']} is not enough: {_gained(values, best)}, still below)"
+        still = "still below"
+        if _worst_db(best) >= FLOOR_DB:  # another figure is below its floor
+            still = f"but {next(iter(best.get('reasons') or ()), 'another figure is below its floor')}"
+        return f"{search} ({best['options']} is not enough: {_gained(values, best)}, {still})"
     return search
 
 

@@ -458,6 +458,14 @@ def test_the_next_step_is_a_command_that_can_be_pasted(paths: tuple[str, str], s
         assert judge(values).next.startswith(said)
 
 
+def test_what_is_not_enough_is_said_with_the_figure_that_is_below() -> None:
+    row = {"options": "--mode weights", "sqnr_db": 21.0, "level": "bad", "bytes": 1, "reasons": ["agreement is 60 %"]}
+    said = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]}).next
+    assert said.endswith("(--mode weights is not enough: SQNR 21.0 dB in place of 10.0 dB, but agreement is 60 %)")
+    low = judge({**SOUND, "sqnr_db": 10.0, "tried": [{**row, "sqnr_db": 12.0}]}).next
+    assert low.endswith("SQNR 12.0 dB in place of 10.0 dB, still below)")
+
+
 def test_samples_that_were_left_out_are_advised_before_new_ones() -> None:
     few = {**SOUND, "samples": {**SOUND["samples"], "held_out": 2, "judged": 2}}
     assert judge(few).next.startswith("give more samples with --calib DATA")
