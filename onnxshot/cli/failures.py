@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,17 @@ from onnxshot.errors import OnnxshotError, UsageError, in_place
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells use. Typer returns it."""
+_NAMED = re.compile(r"Invalid value for '([^']+)': (.*)")
+_OF_CLICK = re.compile(
+    r"'?(?P<value>.*?)'? is not (?:a valid (?P<kind>integer|float)(?: range)?|in the range (?P<range>.*))"
+)
+_WANTED = {
+    **dict.fromkeys(("int_parsing", "integer"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float"), "a number"),
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "{ge:g} or above", "less_than": "a number below {lt:g}", "less_than_equal": "at most {le:g}",
+}  # fmt: skip
+"""What an option takes, by the type of pydantic's error, or by the name of its type in click's."""
 _NEAR = 0.75  # likeness of two names, above which one may be meant for the other
 
 
@@ -91,8 +103,8 @@ def _mistyped(error: Any) -> Failure | None:
     text = error.format_message()
     what, _, meant = text.partition(" Did you mean ")
     what = what.removesuffix(".")
-    if (values := _refused(error)) and what.startswith("Invalid value for "):
-        what = f"{what.partition(': ')[0]}: {', '.join(map(repr, values))}: {what.partition(': ')[2]}"
+    if (named := _NAMED.match(what)) and (found := _bad_value(error, named[2])):
+        return _usage(f"{named[1]} is {found[0]!r}", found[1])
     commands = getattr(context.find_root().command, "commands", {}) if context is not None else {}
     if option and hasattr(error, "possibilities"):
         what = f"there is no option {option}"
@@ -107,10 +119,18 @@ def _mistyped(error: Any) -> Failure | None:
     return _usage(what, f"{meant}{path} --help lists the {listed}") if text else None
 
 
-def _refused(error: Any) -> list[Any]:
-    """The values of an option that Typer could not read, of which it says nothing itself."""
+def _bad_value(error: Any, said: str) -> tuple[str, str] | None:
+    """The value of an option that Typer could not read, and what the option takes; None where it does not say.
+
+    Typer reads values with pydantic, and before 0.20 with click, which names the value in its text.
+    """
     read = getattr(error.__cause__ or error.__context__, "errors", None)
-    return [fault["input"] for fault in read()] if callable(read) else []
+    if callable(read):
+        fault = read()[0]
+        return str(fault["input"]), _WANTED.get(fault["type"], str(fault["msg"])).format(**fault.get("ctx", {}))
+    if found := _OF_CLICK.fullmatch(said):
+        return found["value"], found["range"] or _WANTED[found["kind"]]
+    return None
 
 
 def _from_python(error: BaseException) -> Failure:

@@ -305,7 +305,9 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
         (["quantise", "net.onnx"], "No such command 'quantise' (did you mean 'quantize'? "),
         (["quantize", "net.onnx", "--targt", "ort"], "no option --targt (did you mean --target? "),
         (["prune", "net.onnx", "--bits", "4"], "no option --bits (onnxshot quantize has it; "),
-        (["quantize", "net.onnx", "--min-sqnr", "loud"], "Invalid value for '--min-sqnr': 'loud': "),
+        (["quantize", "net.onnx", "--min-sqnr", "loud"], "--min-sqnr is 'loud' (a number)"),
+        (["bench", "net.onnx", "--threads", "0"], "--threads is '0' ("),
+        (["ui", "--port", "x"], "--port is 'x' (a whole number)"),
     ],
 )
 def test_what_was_mistyped_is_told_with_what_was_meant(shell: Shell, args: list[str], line: str) -> None:
