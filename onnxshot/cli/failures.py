@@ -122,7 +122,7 @@ def _mistyped(error: Any) -> Failure | None:
 def _bad_value(error: Any, said: str) -> tuple[str, str] | None:
     """The value of an option that Typer could not read, and what the option takes; None where it does not say.
 
-    Typer reads values with pydantic, and before 0.20 with click, which names the value in its text.
+    Typer reads values with pydantic, and its older versions with click, which names the value in its text.
     """
     read = getattr(error.__cause__ or error.__context__, "errors", None)
     if callable(read):

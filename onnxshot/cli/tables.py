@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from onnxshot.api.sensitivity import Sensitivity
 from onnxshot.cli.fitted_table import Field, figures, print_table
@@ -123,7 +124,12 @@ def _show_verdict(console: Console, verdict: Verdict) -> None:
     for number, reason in enumerate(verdict.reasons):
         said = "also" if number else WORDS[verdict.level]
         say(console, f"{said}: {reason}", STYLES[verdict.level])
-    say(console, f"next: {verdict.next}")
+    words, mark, command = verdict.next.rpartition(": onnxshot ")
+    if not mark or not console.is_terminal:
+        say(console, f"next: {verdict.next}")
+        return
+    say(console, f"next: {words}:")
+    console.print(Text(f"  onnxshot {command}"), soft_wrap=True)  # in one line, so that it can be pasted
 
 
 def show_emitted(report: Report, *more: Path | None) -> None:

@@ -27,7 +27,7 @@ _PART_OF_ALL = re.compile(r"\d+ of \d+ samples, evenly spaced")  # a note
 def not_finite(values: Values) -> Iterator[Finding]:
     """Outputs that hold infinities or NaN where those of the input do not."""
     for text in values.get("not_finite", ()):
-        hint = "do not deploy it: [[compare INPUT RESULT calib=DATA]] lists the tensors, worst first"
+        hint = "do not deploy it; list the tensors, worst first: [[compare INPUT RESULT calib=DATA]]"
         if is_comparison(values):
             hint = "do not deploy it: the fault begins at the listed tensor that comes first in the graph"
         yield Finding(BAD, str(text), hint)
@@ -80,7 +80,7 @@ def _to_judge_by_more(values: Values) -> str:
     """How to judge by more samples: a comparison takes all that there are, and then only new ones help."""
     if is_comparison(values):
         return _to_give_more(values)
-    return "[[compare INPUT RESULT calib=DATA]] judges by all samples"
+    return "judge by all samples: [[compare INPUT RESULT calib=DATA]]"
 
 
 def perplexity(values: Values) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def stages_below(values: Values) -> Iterator[Finding]:
             what = f"stage {stage['name']!r} does not reach its target"
             yield Finding(BAD, what, "no more can be removed: ask for less")
         elif own and nothing_quantized(own):
-            yield Finding(BAD, NOTHING, "[[inspect MODEL]] says for each node why it stays float")
+            yield Finding(BAD, NOTHING, "see for each node why it stays float: [[inspect MODEL]]")
 
 
 def optimizer(values: Values) -> Iterator[Finding]:
@@ -168,9 +168,9 @@ def optimizer(values: Values) -> Iterator[Finding]:
         text += " of an output, which a note names"  # beside louder ones it changes no total
     else:
         text += f": {decibels(with_them)} with them, {decibels(without)} without"
-    hint = "[[onnxshot.doctor()|onnxshot doctor]] says whether sums of int8 saturate on a CPU"
-    if (values.get("recipe") or {}).get("target", "ort") == "ort":
-        hint += ": then take [[target=ort-avx2]]"
+    plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
+    then = "take [[target=ort-avx2]] if" if plain else "see whether"
+    hint = f"{then} sums of int8 saturate on the CPU that will run it: [[onnxshot.doctor()|onnxshot doctor]]"
     yield Finding(CAUTION, text, hint)
 
 
@@ -241,7 +241,7 @@ def cut(values: Values) -> Iterator[Finding]:
     if level_of(None, agreement, values.get("cases")) == BAD:
         yield Finding(BAD, too_different("agreement", agreement), hint)
     if db is None and agreement is None:
-        hint = "[[compare INPUT RESULT calib=DATA]]; or give [[evaluate=file.py:function]]"
+        hint = "give [[evaluate=file.py:function]], or compare it: [[compare INPUT RESULT calib=DATA]]"
         yield Finding(CAUTION, "the loss of accuracy was not measured", hint)
 
 

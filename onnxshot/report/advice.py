@@ -82,7 +82,7 @@ def to_gain(values: Values) -> str:
         still = "still below"
         if _worst_db(best) >= FLOOR_DB:  # another figure is below its floor
             still = f"but {next(iter(best.get('reasons') or ()), 'another figure is below its floor')}"
-        return f"{search} ({best['options']} is not enough: {_gained(values, best)}, {still})"
+        return f"{best['options']} is not enough ({_gained(values, best)}, {still}); {search}"
     return search
 
 
@@ -123,15 +123,15 @@ def _to_search(values: Values) -> str:
     if stages := values.get("stages"):
         return _of_stages(stages)
     if (values.get("goal") or {}).get("missed"):
-        return "[[sensitivity MODEL calib=DATA gains=True]] measures what each node costs"
+        return "measure what each node costs: [[sensitivity MODEL calib=DATA gains=True]]"
     if rise_of(values) is not None and not (values.get("goal") or {}):
         search = f"[[tune INPUT calib=DATA max_perplexity_rise={100 * FLOOR_RISE:g}%]]"
-        return f"{search} searches for what to leave in float, by measuring"
+        return f"search for what to leave in float, by measuring: {search}"
     if searches(values):
-        return f"[[min_sqnr={_asked_for(now)}]] searches for what to leave in float, by measuring"
+        return f"give [[min_sqnr={_asked_for(now)}]] to search for what to leave in float, by measuring"
     if not quantizes(values) and not is_comparison(values):
-        return "[[compare INPUT RESULT calib=DATA]] lists the tensors, worst first"
-    return f"[[tune INPUT calib=DATA min_sqnr={_asked_for(now)}]] searches for what to leave in float"
+        return "list the tensors, worst first: [[compare INPUT RESULT calib=DATA]]"
+    return f"search for what to leave in float: [[tune INPUT calib=DATA min_sqnr={_asked_for(now)}]]"
 
 
 def _of_pruning(values: Values) -> str:
@@ -154,7 +154,7 @@ def _of_stages(stages: Sequence[Values]) -> str:
     noise = [0.0 if s["sqnr_db"] is None else 10 ** (-s["sqnr_db"] / 10) for s in stages]
     costs = {after["name"]: now - before for after, now, before in zip(stages[1:], noise[1:], noise, strict=False)}
     worst = max(costs, key=lambda name: costs[name])
-    what = "ask for less in it" if "quant" not in worst else "run it alone, with [[tune INPUT calib=DATA min_sqnr=15]]"
+    what = "ask for less in it" if "quant" not in worst else "run it alone: [[tune INPUT calib=DATA min_sqnr=15]]"
     return f"stage {worst!r} costs the most accuracy: {what}"
 
 

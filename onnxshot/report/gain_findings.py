@@ -36,7 +36,7 @@ def nothing(values: Values) -> Iterator[Finding]:
 
 
 def _to_quantize_more(values: Values) -> str:
-    return faster(values) or smaller(values) or "[[inspect MODEL]] says for each node why it stays float"
+    return faster(values) or smaller(values) or "see for each node why it stays float: [[inspect MODEL]]"
 
 
 def nothing_quantized(values: Values) -> bool:
@@ -65,7 +65,7 @@ def size_and_speed(values: Values) -> Iterator[Finding]:
         what = f"the {artifact['format']} file is larger than the input: {change}"
         hint = smaller(values)
         if not hint and searches(values) and not _came_quantized(values):
-            hint = f"[[max_size={size / 1e6:.3g}]] searches for what to leave in float"
+            hint = f"give [[max_size={size / 1e6:.3g}]] to search for what to leave in float"
         yield Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
     if slower:
         yield Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import typer
 from batch_examples import manifest, two_models
 from fixture_runs import PROVEN, QUICK, clock, command
 from handmade.core import feeds, model, weight
@@ -22,6 +24,7 @@ from onnxshot import Goal, errors
 from onnxshot.api import tune as tuned_module
 from onnxshot.batch.run import run
 from onnxshot.batch.store import ROW
+from onnxshot.cli.app import app
 from onnxshot.report import findings
 from onnxshot.report.finding import Finding
 from onnxshot.report.gain_findings import float_in_effect
@@ -177,8 +180,8 @@ def test_what_was_measured_to_help_is_advised_and_what_was_not_is_not() -> None:
 def test_what_is_better_and_not_enough_is_not_advised_alone() -> None:
     row = {"options": "--exclude a", "sqnr_db": 12.5, "agreement": None, "bytes": 1_200_000, "speedup": None}
     found = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]})
-    assert found.next.startswith("--min-sqnr 15 searches")
-    assert "--exclude a is not enough: SQNR 12.5 dB in place of 10.0 dB, still below" in found.next
+    assert found.next.startswith("--exclude a is not enough (SQNR 12.5 dB in place of 10.0 dB, still below); ")
+    assert found.next.endswith("give --min-sqnr 15 to search for what to leave in float, by measuring")
 
 
 def test_what_is_tried_is_judged_by_its_own_verdict() -> None:
@@ -445,25 +448,38 @@ FEW = {**SOUND, "agreement": 0.9, "samples": {**SOUND["samples"], "cases": 20}}
 
 
 @pytest.mark.parametrize(
-    ("paths", "said"),
+    ("paths", "named"),
     [
-        (("net.onnx", "q.onnx"), "onnxshot compare net.onnx q.onnx --calib 'my data' --preset p.yaml judges by all"),
-        (("a RESULT.onnx", r"b\1.onnx"), r"onnxshot compare 'a RESULT.onnx' 'b\1.onnx' --calib 'my data'"),
-        (("(ModelProto)", "q[1].onnx"), "onnxshot compare INPUT RESULT --calib 'my data' --preset p.yaml judges"),
+        (("net.onnx", "q.onnx"), ["net.onnx", "q.onnx"]),
+        (("a RESULT.onnx", r"b\1.onnx"), ["a RESULT.onnx", r"b\1.onnx"]),
+        (("(ModelProto)", "q[1].onnx"), ["INPUT", "RESULT"]),
     ],
 )
-def test_the_next_step_is_a_command_that_can_be_pasted(paths: tuple[str, str], said: str) -> None:
+def test_the_next_step_is_a_command_that_can_be_pasted(paths: tuple[str, str], named: list[str]) -> None:
     values = {**FEW, "input": paths[0], "outputs": [{**SOUND["outputs"][0], "path": paths[1]}]}
     with with_samples({"calib": "my data", "preset": "p.yaml", "length": None}):
-        assert judge(values).next.startswith(said)
+        words = shlex.split(judge(values).next.partition("judge by all samples: ")[2])
+    assert words == ["onnxshot", "compare", *named, "--calib", "my data", "--preset", "p.yaml"]
+
+
+def test_the_commands_of_all_next_steps_are_read_as_they_stand() -> None:
+    """What comes before a command ends with a colon, and nothing comes behind it."""
+    commands, seen = typer.main.get_command(app).commands, set[str]()  # type: ignore[attr-defined]
+    for changed in (*(row[0] for row in AGAINST.values()), *ALSO):
+        words, _, command = judge({**SOUND, **changed}).next.partition("onnxshot ")
+        if not words or words.endswith(": "):
+            verb, *rest = shlex.split(command)
+            commands[verb].make_context(verb, rest)  # raises where it cannot be read
+            seen.add(verb)
+    assert {"compare", "inspect"} <= seen
 
 
 def test_what_is_not_enough_is_said_with_the_figure_that_is_below() -> None:
     row = {"options": "--mode weights", "sqnr_db": 21.0, "level": "bad", "bytes": 1, "reasons": ["agreement is 60 %"]}
     said = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]}).next
-    assert said.endswith("(--mode weights is not enough: SQNR 21.0 dB in place of 10.0 dB, but agreement is 60 %)")
+    assert said.startswith("--mode weights is not enough (SQNR 21.0 dB in place of 10.0 dB, but agreement is 60 %); ")
     low = judge({**SOUND, "sqnr_db": 10.0, "tried": [{**row, "sqnr_db": 12.0}]}).next
-    assert low.endswith("SQNR 12.0 dB in place of 10.0 dB, still below)")
+    assert low.startswith("--mode weights is not enough (SQNR 12.0 dB in place of 10.0 dB, still below); give ")
 
 
 def test_samples_that_were_left_out_are_advised_before_new_ones() -> None:
@@ -479,7 +495,7 @@ def test_a_comparison_does_not_advise_to_compare() -> None:
     values = {**FEW, "input": "q.onnx", "outputs": [], "recipe": {"reference": "net.onnx"}}
     assert judge(values).next == "give more samples with --calib DATA"
     bad = judge({**values, "sqnr_db": 3.0, "output_sqnr_db": {"y": 3.0}})
-    assert bad.next.startswith("onnxshot quantize net.onnx "), "the reference, not the candidate"
+    assert ": onnxshot quantize net.onnx " in bad.next, "the reference, not the candidate"
 
 
 def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
