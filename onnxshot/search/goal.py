@@ -71,16 +71,19 @@ class Goal:
     def __post_init__(self) -> None:
         check_fields(self)
         for name, value in self.limits().items():
-            if not math.isfinite(value) or (name != "min_sqnr" and value < 0):
-                least = "" if name == "min_sqnr" else ", 0 or above"  # below 0 dB there is more error than signal
-                raise UsageError(f"{name} is {value:g}", f"give a finite number{least}")
+            size = name in ("max_latency", "max_size")  # nothing takes no time or no place
+            if not math.isfinite(value) or (name != "min_sqnr" and value < 0) or (size and value == 0):
+                # Below 0 dB there is more error than signal.
+                least = "" if name == "min_sqnr" else ", above 0" if size else ", 0 or above"
+                raise UsageError(f"[[{name}]] is {value:g}", f"give a finite number{least}")
         if self.budget is not None and not self.budget >= 0:
             raise UsageError(f"the budget is {self.budget:g} minutes", "give 0 or more")
         if not self.limits():
             raise UsageError("there is no goal to search for", _LIMITS_HINT)
         if (self.max_drop is None) != (self.evaluate is None):
             lacking, given = ("evaluate", "max_drop") if self.evaluate is None else ("max_drop", "evaluate")
-            raise UsageError(f"{given} is given without {lacking}", "a drop is of the score of a function: give both")
+            what = f"[[{given}]] is given without [[{lacking}]]"
+            raise UsageError(what, "a drop is of the score of a function: give both")
 
     def limits(self) -> dict[str, float]:
         """Return the limits that were given, by name."""

@@ -53,6 +53,7 @@ class Comparison:
         contract: First difference of inputs and outputs, as a clause; empty if there is none.
         not_finite: Outputs and samples where only the candidate is NaN or infinite, one clause each.
         notes: Remarks for the report.
+        one_answer: Remarks on class scores whose highest class is always the same; they belong to an agreement.
         tensors: Rows of the inner tensors asked for, lowest SQNR first.
         tensor_samples: Number of samples, the first ones, that `tensors` covers.
         random: Nodes that draw random numbers. Both models were made to draw the same ones.
@@ -73,6 +74,7 @@ class Comparison:
     contract: str = ""
     not_finite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    one_answer: tuple[str, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
     tensor_samples: int = 0
     random: tuple[str, ...] = ()
@@ -274,11 +276,13 @@ def _comparison(
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
         notes=tuple(filter(None, (
             *(pick_notes(picks) if picks is not None else ()),
-            *(one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)),
             *(part_note(r) for r in rows if r.part is not None),
             *map(optimizer_note, rows),
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ))),
+        one_answer=tuple(
+            filter(None, (one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)))
+        ),
         ordered={name: match.share for name, match in ordered.items()},
         tokens=tokens if tokens is not None and tokens.positions else None,
     )

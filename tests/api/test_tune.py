@@ -247,10 +247,10 @@ def test_an_evaluation_that_fails_is_one_line(function: str, text: str, script: 
     [
         ({}, "there is no goal"),
         ({"budget": 1.0}, "there is no goal"),
-        ({"max_drop": 1.0}, "without evaluate"),
-        ({"evaluate": "a.py:f", "min_sqnr": 3.0}, "without max_drop"),
+        ({"max_drop": 1.0}, "without Goal.evaluate"),
+        ({"evaluate": "a.py:f", "min_sqnr": 3.0}, "without Goal.max_drop"),
         ({"max_size": -1.0}, "max_size is -1"),
-        ({"min_sqnr": float("nan")}, "min_sqnr is nan"),
+        ({"min_sqnr": float("nan")}, "Goal.min_sqnr is nan"),
         ({"min_sqnr": 20.0, "budget": -1.0}, "the budget is -1 minutes"),
     ],
 )

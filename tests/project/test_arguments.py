@@ -35,7 +35,7 @@ def net(tmp_path: Path) -> str:
         (lambda m: onnxshot.quantize(m, FEEDS, settings=5), "settings is int 5"),
         (lambda m: onnxshot.Settings(threads="x"), "threads is str 'x'"),
         (lambda m: onnxshot.Goal(min_sqnr="x"), "min_sqnr is str 'x'"),
-        (lambda m: onnxshot.Goal(min_sqnr=float("nan")), "min_sqnr is nan"),
+        (lambda m: onnxshot.Goal(min_sqnr=float("nan")), "Goal.min_sqnr is nan"),
         (lambda m: onnxshot.bench([], FEEDS), "models is no list"),
         (lambda m: onnxshot.bench(m, FEEDS), "models is no list"),
         (lambda m: onnxshot.bench([m], FEEDS, seconds=float("nan")), "seconds is nan"),

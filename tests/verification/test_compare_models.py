@@ -459,7 +459,7 @@ def test_an_agreement_on_one_answer_is_noted() -> None:
     for given, noted in ((same, True), ([*same, other], False), (same[:1], False)):
         found = compare(model, model, given)
         assert found.agreement == 1.0
-        assert any("class 1 in all 3 cases" in note for note in found.notes) is noted
+        assert any("class 1 in all 3 cases" in note for note in found.one_answer) is noted
 
 
 def test_the_output_that_optimizations_change_is_named() -> None:
