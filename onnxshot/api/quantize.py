@@ -25,6 +25,7 @@ from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.save import Draft
+from onnxshot.planning.node_recipe import with_measured_reasons
 from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.recipes.vocabulary import FormatName
@@ -139,5 +140,8 @@ def quantize(
             made.model, place, target.name, made.report, prove, other_artifacts, keep=artifacts.ONNX in formats,
             source=source_of(calib, preset, samples.data),
         )  # fmt: skip
-    made.report.seconds = time.perf_counter() - started
+    report = made.report
+    report.skips = with_measured_reasons(report.skips, recipe)
+    report.float_weights = with_measured_reasons(report.float_weights, recipe)
+    report.seconds = time.perf_counter() - started
     return Result(made.model, made.plan, made.report, made.gathered.statistics if made.gathered is not None else None)

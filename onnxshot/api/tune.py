@@ -27,9 +27,12 @@ from onnxshot.files.conflicts import Files
 from onnxshot.graph import Model
 from onnxshot.graph.model import data_suffix
 from onnxshot.planning.block_schemes import bits_of
+from onnxshot.planning.node_recipe import with_measured_reasons
 from onnxshot.recipes.recipe import Recipe, with_mode
 from onnxshot.recipes.recipe_options import RecipeOptions, listed
+from onnxshot.report.advice import decibels
 from onnxshot.report.gain_findings import float_in_effect
+from onnxshot.report.report import Report
 from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
@@ -38,6 +41,8 @@ from onnxshot.search.goal import TIMES, Goal, Judge, pareto_front
 from onnxshot.search.mixed_precision import MixedPrecisionSearch
 from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
+
+_SHOWN_DB = 0.05  # figures that differ by less are shown alike
 
 
 @listed
@@ -94,7 +99,7 @@ def tune(
     started = time.perf_counter()
     model = plain_source(model)
     over = with_mode(options) if recipe is None else options
-    recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
+    given_recipe = recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     settings, calib = settings or Settings(), repeatable(calib)
     for name in ("min_sqnr", "max_perplexity_rise"):
         if getattr(goal, name) is not None and isinstance(calib, str) and calib == "random":
@@ -144,6 +149,10 @@ def tune(
     missed = {**goal.missed(found), **outcome.missed}
     if goal.wants_accuracy and not missed and (text := float_in_effect(asdict(result.report))):
         missed["quantized"] = f"only the float model reaches it: {text}"
+    if "min_sqnr" in missed:
+        missed["min_sqnr"] += _which_sqnr(found.sqnr_db, result.report, len(judge.samples))
+    result.report.skips = with_measured_reasons(result.report.skips, given_recipe)
+    result.report.float_weights = with_measured_reasons(result.report.float_weights, given_recipe)
     result.report.goal = {
         **goal.limits(), **{k: v for k, v in asdict(found).items() if v is not None and k not in ("exclude", "levels")},
         "reached": not missed, "missed": list(missed.values()), "float_score": judge.float_score,
@@ -155,3 +164,20 @@ def tune(
     result.report.timings["search"] = searched
     result.report.seconds = time.perf_counter() - started
     return result
+
+
+def _which_sqnr(db: float, report: Report, samples: int) -> str:
+    """Say which SQNR a goal is judged by, where the report's is another; empty where it is not.
+
+    Args:
+        db: what was found, in dB, on the held-out samples.
+        report: of the result. Where nothing was calibrated, it compares on all samples.
+        samples: how many are held out.
+    """
+    total, judged = report.sqnr_db, report.samples.get("judged")
+    if total is None or abs(db - total) < _SHOWN_DB:
+        return ""
+    if judged != samples:
+        return f" on the {samples} held-out samples, {decibels(total)} on all {judged}"
+    worst = [name for name, own in report.output_sqnr_db.items() if abs(db - own) < _SHOWN_DB]
+    return f" of output {worst[0]!r}, {decibels(total)} of all outputs together" if worst else ""

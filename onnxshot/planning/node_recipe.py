@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from onnxshot.graph import Model, Node
+from onnxshot.graph.skip import Skip
 from onnxshot.planning.name_patterns import is_lenient, match_nodes, nodes_by_name
 from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
+
+_EXCLUDED = "excluded by "
+_BY_LAYERS = "left in float by `layers` of the result's recipe"
+_MEASURED = "left in float, as measured: quantized it was slower, or cost too much accuracy"
 
 
 class NodeRecipes:
@@ -30,7 +36,7 @@ class NodeRecipes:
         self._recipes: dict[LayerRule, Recipe] = {}
         held = nodes_by_name(model) if recipe.layers or recipe.exclude or recipe.include else {}
         excluded = match_nodes(model, recipe.exclude, "exclude pattern", held)
-        self.excluded = {node: f"excluded by {pattern!r}" for node, pattern in excluded.items()}
+        self.excluded = {node: _by(pattern) for node, pattern in excluded.items()}
         self.forced = set(match_nodes(model, recipe.include, "include pattern", held))
         lenient = dict.fromkeys(p for p in (*recipe.exclude, *recipe.include, *recipe.layers) if is_lenient(p))
         self.unmatched = tuple(p for p in lenient if not match_nodes(model, (p,), "", held))
@@ -41,7 +47,7 @@ class NodeRecipes:
         self.stored = {node for node, rule in self._rules.items() if rule.mode == STORED and node not in excluded}
         for node, rule in self._rules.items():
             if rule.mode in (FLOAT, STORED):
-                self.excluded.setdefault(node, "left in float by `layers` of the result's recipe")
+                self.excluded.setdefault(node, _BY_LAYERS)
             elif rule.mode is not None:
                 self.forced.add(node)
 
@@ -73,6 +79,28 @@ class NodeRecipes:
         """Node -> mode that `layers` gives it, for nodes that are not excluded."""
         asked = {node: rule.mode for node, rule in self._rules.items() if node not in self.excluded}
         return {node: DYNAMIC if mode == DYNAMIC16 else mode for node, mode in asked.items() if mode is not None}
+
+
+def with_measured_reasons(skips: Iterable[Skip], given: Recipe) -> list[Skip]:
+    """The skips, where those that the given recipe does not ask for say that a measurement decided.
+
+    A run writes what it measured into the recipe of its result, as `layers` or `exclude`; the reasons name these.
+
+    Args:
+        skips: of the result.
+        given: the recipe before anything was measured.
+    """
+    asked = {_by(pattern) for pattern in given.exclude} | ({_BY_LAYERS} if given.layers else set())
+    return [
+        replace(skip, reason=_MEASURED)
+        if skip.reason not in asked and (skip.reason == _BY_LAYERS or skip.reason.startswith(_EXCLUDED))
+        else skip
+        for skip in skips
+    ]
+
+
+def _by(pattern: str) -> str:
+    return f"{_EXCLUDED}{pattern!r}"
 
 
 def under_rule(recipe: Recipe, rule: LayerRule) -> Recipe:

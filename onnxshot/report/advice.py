@@ -14,6 +14,7 @@ from typing import Any
 from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.report.token_figures import FLOOR_RISE, rise_of
 from onnxshot.runtimes.ort_bench import NOISE
+from onnxshot.wording import is_command_line
 
 Values = Mapping[str, Any]
 
@@ -93,9 +94,7 @@ def _level(row: Values) -> str:
 
 def _worst_db(values: Values) -> float:
     """The SQNR of the worst output."""
-    total = [] if values.get("sqnr_db") is None else [values["sqnr_db"]]
-    found = [*total, *(values.get("output_sqnr_db") or {}).values()]
-    return min((db if math.isfinite(db) else -math.inf for db in found), default=-math.inf)
+    return min((db if math.isfinite(db) else -math.inf for db in _all_db(values)), default=-math.inf)
 
 
 def _gained(values: Values, row: Values) -> str:
@@ -117,7 +116,6 @@ def _gained(values: Values, row: Values) -> str:
 
 def _to_search(values: Values) -> str:
     """A command that searches for more accuracy by measuring."""
-    now = values.get("sqnr_db")
     if "layers" in values:
         return _of_pruning(values)
     if stages := values.get("stages"):
@@ -125,13 +123,28 @@ def _to_search(values: Values) -> str:
     if (values.get("goal") or {}).get("missed"):
         return "measure what each node costs: [[sensitivity MODEL calib=DATA gains=True]]"
     if rise_of(values) is not None and not (values.get("goal") or {}):
-        search = f"[[tune INPUT calib=DATA max_perplexity_rise={100 * FLOOR_RISE:g}%]]"
+        search = f"[[tune INPUT calib=DATA{_kept(values)} max_perplexity_rise={100 * FLOOR_RISE:g}%]]"
         return f"search for what to leave in float, by measuring: {search}"
-    if searches(values):
-        return f"give [[min_sqnr={_asked_for(now)}]] to search for what to leave in float, by measuring"
     if not quantizes(values) and not is_comparison(values):
         return "list the tensors, worst first: [[compare INPUT RESULT calib=DATA]]"
-    return f"search for what to leave in float: [[tune INPUT calib=DATA min_sqnr={_asked_for(now)}]]"
+    if is_comparison(values):
+        return f"search for what to leave in float: [[tune INPUT calib=DATA min_sqnr={_asked_for(values)}]]"
+    return with_goal(values, f"min_sqnr={_asked_for(values)}")
+
+
+def with_goal(values: Values, goal: str) -> str:
+    """How to run once more with a goal: the same command keeps all other options; in Python it is another function."""
+    if is_command_line():
+        return f"the same run with [[{goal}]] searches for what to leave in float, by measuring"
+    return f"search for what to leave in float, by measuring: [[tune INPUT calib=DATA{_kept(values)} {goal}]]"
+
+
+def _kept(values: Values) -> str:
+    """What was asked for beside the goal, for a command that asks again: where it runs, and how it computes."""
+    recipe = values.get("recipe") or {}
+    usual = {"target": "ort", "mode": "weights" if recipe.get("bits") else "static", "bits": None}
+    kept = {name: recipe.get(name) for name, value in usual.items() if recipe.get(name) not in (None, value)}
+    return "".join(f" {name}={value}" for name, value in kept.items())
 
 
 def _of_pruning(values: Values) -> str:
@@ -144,9 +157,20 @@ def _of_pruning(values: Values) -> str:
     return "a lower [[sparsity]]" + (f", or {' with '.join(more)}" if more else "")
 
 
-def _asked_for(now: float | None) -> str:
-    """An SQNR to ask for: the floor or, above it, one with half the present error."""
-    return f"{FLOOR_DB:g}" if now is None or not now >= FLOOR_DB else f"{math.ceil(now + 6)}"
+def _asked_for(values: Values) -> str:
+    """An SQNR to ask for: the floor or, above it, one with half the present error of the worst output.
+
+    A goal holds for each output, so that one that is below the floor has to reach no more than that.
+    """
+    known = [db for db in _all_db(values) if db != math.inf]
+    enough = bool(known) and all(db >= FLOOR_DB for db in known)  # NaN is not
+    return f"{math.ceil(min(known) + 6)}" if enough else f"{FLOOR_DB:g}"
+
+
+def _all_db(values: Values) -> list[float]:
+    """The SQNR of all outputs together and of each."""
+    total = [] if values.get("sqnr_db") is None else [values["sqnr_db"]]
+    return [*total, *(values.get("output_sqnr_db") or {}).values()]
 
 
 def _of_stages(stages: Sequence[Values]) -> str:
@@ -235,6 +259,10 @@ def when_ready(values: Values) -> str:
     if "layers" in values:
         keeps = "[[onnxshot.quantize|onnxshot quantize]] keeps them"
         return f"zeros make only the compressed file smaller; to run faster, quantize it: {keeps}"
+    placed = values.get("placed") or {}
+    if placed and placed["floats"] == placed["of"]:
+        why = "it computes in float with weights in 8 bits, as int8 was measured to be no faster here"
+        return f"ready: deploy it for its size: {why}"
     return "ready: deploy it" if is_comparison(values) else f"ready: {_DEPLOY}"
 
 

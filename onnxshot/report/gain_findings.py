@@ -17,6 +17,7 @@ from onnxshot.report.advice import (
     sizes,
     smaller,
     to_gain,
+    with_goal,
 )
 from onnxshot.report.finding import MOST_NAMED, Finding, too_low
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE
@@ -65,7 +66,7 @@ def size_and_speed(values: Values) -> Iterator[Finding]:
         what = f"the {artifact['format']} file is larger than the input: {change}"
         hint = smaller(values)
         if not hint and searches(values) and not _came_quantized(values):
-            hint = f"give [[max_size={size / 1e6:.3g}]] to search for what to leave in float"
+            hint = with_goal(values, f"max_size={size / 1e6:.3g}")
         yield Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
     if slower:
         yield Finding(level, f"it is slower than the input: {speed:.2f}x as fast", _when_slower(values, larger))

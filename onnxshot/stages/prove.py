@@ -37,7 +37,7 @@ from onnxshot.verification.compare_models import Comparison, compare
 from onnxshot.verification.float_weights import float_weights
 from onnxshot.verification.io_contract import reload_check
 from onnxshot.verification.reference import Reference
-from onnxshot.verification.weight_sizes import record_weights
+from onnxshot.verification.weight_sizes import more_bits_than_asked, record_weights
 from onnxshot.wording import worded
 
 _NO_SEARCH = "nothing better was searched for, as ranges come from [[stats]]: leave it out, and give [[calib]] alone"
@@ -83,6 +83,7 @@ def _proven(made: Quantized, written: Draft, target_emitted: bool) -> Judged | N
     source = made.prepared.source
     given = made.float_model if isinstance(source, ModelProto) else load_model(source)
     record_weights(made.report, given, made.model, written.size_bytes)
+    made.report.notes += more_bits_than_asked(made.report)
     return _Proof(made, target_emitted).prove(written.path)
 
 

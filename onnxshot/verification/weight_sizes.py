@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from onnxshot.graph import Model
 from onnxshot.graph.ir import Constant
 from onnxshot.graph.weight_kinds import KINDS, weight_kinds
 from onnxshot.report.report import Report
+from onnxshot.wording import counted, worded
+
+_FAR_MORE = 1.5  # times the bits that were asked for: scales and what is no weight take less
 
 
 def record_weights(report: Report, given: Model, made: Model, size: int) -> None:
@@ -29,6 +33,24 @@ def record_weights(report: Report, given: Model, made: Model, size: int) -> None
     ]  # fmt: skip
     report.parameters = sum(map(_parameters, given.constants()))
     report.bits_per_weight = 8 * size / report.parameters if report.parameters else None
+
+
+def more_bits_than_asked(report: Report) -> list[str]:
+    """A note on what takes more bits than were asked for; empty where the file has hardly more.
+
+    Args:
+        report: with the recipe, the bits of each node, and those of the file.
+    """
+    asked, now = report.recipe.get("bits"), report.bits_per_weight
+    if asked is None or now is None or now < _FAR_MORE * asked:
+        return []
+    held = Counter(node.bits for node in report.graph if node.bits is not None)
+    if all(bits <= asked for bits in held):
+        return []
+    some = ", ".join(f"{bits} bits in {counted(count, 'node')}" for bits, count in sorted(held.items()))
+    why = "another note, or the list of float weights, says why"
+    goals = "[[min_sqnr=15]] or [[max_perplexity_rise=10%]] gives each layer of an .onnx file as few as that allows"
+    return [worded(f"{now:.2f} bits a weight where {asked} were asked for: {some} ({why}); {goals}")]
 
 
 def _parameters(constant: Constant) -> int:

@@ -14,10 +14,12 @@ from handmade.core import Feed, model
 from tiny_decoders import decoder, encoder, no_past, texts, written
 
 from onnxshot import Goal, errors, quantize, tune
+from onnxshot.api.tune import _which_sqnr
 from onnxshot.cli.options import share_of
 from onnxshot.graph import Model
 from onnxshot.recipes.files import load_recipe
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.report import Report
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.ort_bench import Latency
 from onnxshot.search import goal
@@ -56,6 +58,8 @@ def test_a_least_sqnr_is_reached_with_few_nodes_in_float(given: list[Feed], base
     moved = result.report.recipe["layers"]
     assert 0 < len(moved) == found["float_nodes"] < len(result.report.graph) // 2
     assert found["candidates"] < len(moved) + 8, "groups are measured, not nodes"
+    told = {skip.reason for skip in result.report.skips if any(skip.node in name for name in moved)}
+    assert told and all(reason.startswith("left in float, as measured") for reason in told)
     assert out.stat().st_size < len(fixture(NAME).read_bytes())
 
 
@@ -436,3 +440,15 @@ def test_a_goal_holds_for_a_quiet_output_too() -> None:
     assert len(found.recipe["exclude"]) == 1
     assert min(found.output_sqnr_db.values()) >= 25
     assert found.goal["sqnr_db"] == pytest.approx(found.worst_db, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("db", "judged", "said"),
+    [
+        (30.02, 16, ""), (12.0, 16, " of output 'z', 30.0 dB of all outputs together"),
+        (31.0, 64, " on the 16 held-out samples, 30.0 dB on all 64"), (25.0, 16, ""),
+    ],
+)  # fmt: skip
+def test_a_missed_goal_says_by_which_of_two_figures(db: float, judged: int, said: str) -> None:
+    report = Report("net.onnx", {}, sqnr_db=30.0, output_sqnr_db={"y": 33.0, "z": 12.0}, samples={"judged": judged})
+    assert _which_sqnr(db, report, 16) == said

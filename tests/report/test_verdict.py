@@ -61,7 +61,7 @@ STEPS = {"windows": 4, "prompt": 32, "steps": 64, "positions": 64, "scored": 60,
 
 AGAINST: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "SQNR": ({"sqnr_db": 14.9}, "bad", "SQNR is 14.9 dB, below 15 dB: the error is 18 %", "--min-sqnr 15"),
-    "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 37"),
+    "one output": ({"output_sqnr_db": {"y": 40.0, "z": 3.0}}, "bad", "output 'z' is 3.0 dB", "--min-sqnr 15"),
     "not a number": ({"sqnr_db": float("nan")}, "bad", "not a number", "--min-sqnr 15"),
     "no gain": ({"int8_macs_share": 0.03, "input_bytes": 1_010_000, "latency": {"speedup": 1.01, "sure": True}},
                 "caution", "nothing to deploy it for: 3 % of the work runs in int8", "keep the input"),
@@ -181,7 +181,7 @@ def test_what_is_better_and_not_enough_is_not_advised_alone() -> None:
     row = {"options": "--exclude a", "sqnr_db": 12.5, "agreement": None, "bytes": 1_200_000, "speedup": None}
     found = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]})
     assert found.next.startswith("--exclude a is not enough (SQNR 12.5 dB in place of 10.0 dB, still below); ")
-    assert found.next.endswith("give --min-sqnr 15 to search for what to leave in float, by measuring")
+    assert found.next.endswith("the same run with --min-sqnr 15 searches for what to leave in float, by measuring")
 
 
 def test_what_is_tried_is_judged_by_its_own_verdict() -> None:
@@ -479,7 +479,7 @@ def test_what_is_not_enough_is_said_with_the_figure_that_is_below() -> None:
     said = judge({**SOUND, "sqnr_db": 10.0, "tried": [row]}).next
     assert said.startswith("--mode weights is not enough (SQNR 21.0 dB in place of 10.0 dB, but agreement is 60 %); ")
     low = judge({**SOUND, "sqnr_db": 10.0, "tried": [{**row, "sqnr_db": 12.0}]}).next
-    assert low.startswith("--mode weights is not enough (SQNR 12.0 dB in place of 10.0 dB, still below); give ")
+    assert low.startswith("--mode weights is not enough (SQNR 12.0 dB in place of 10.0 dB, still below); the same ")
 
 
 def test_samples_that_were_left_out_are_advised_before_new_ones() -> None:
@@ -526,6 +526,29 @@ def test_docs_explain_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = tuple(known[:-3] for known in told if known.endswith("..."))
     missing = [reason for reason in map(said, reasons) if reason not in told and not reason.startswith(starts)]
     assert not missing, missing
+
+
+def test_a_command_that_searches_keeps_what_was_asked_for() -> None:
+    risen = {**SOUND, "tokens": RISEN}
+    for recipe, kept in (({"mode": "weights", "bits": 4}, "--bits 4"), ({"target": "ort-avx2"}, "--target ort-avx2")):
+        assert f"DATA {kept} --max" in judge({**risen, "recipe": {**SOUND["recipe"], **recipe}}).next
+    assert "DATA --max-perplexity-rise" in judge(risen).next
+
+
+def test_a_search_is_advised_as_what_its_reader_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = {**SOUND, "sqnr_db": 9.0, "recipe": {**SOUND["recipe"], "target": "ort-avx2"}}
+    assert judge(low).next.startswith("the same run with --min-sqnr 15 searches")
+    monkeypatch.setattr("onnxshot.wording._command", False)
+    said = judge(low).next
+    assert said.startswith('onnxshot.tune("net.onnx", calib=DATA, target="ort-avx2", goal=Goal(min_sqnr=15)) searches')
+
+
+@pytest.mark.parametrize(("floats", "said"), [(54, "for its size: it computes in float"), (53, "or compare on your")])
+def test_a_result_that_computes_in_float_is_ready_for_its_size(floats: int, said: str) -> None:
+    placed = {"floats": floats, "of": 54, "float_us": 200.0, "int8_us": 250.0, "gain": 1.2}
+    recipe = {**SOUND["recipe"], "layers": {"c": {"mode": "stored"}}}
+    found = judge({**SOUND, "placed": placed, "recipe": recipe, "int8_macs_share": 0.0})
+    assert (found.level, said in found.next) == ("ready", True)
 
 
 def test_two_sizes_beside_each_other_have_one_unit() -> None:
