@@ -540,7 +540,7 @@ def test_a_search_is_advised_as_what_its_reader_can_run(monkeypatch: pytest.Monk
     assert judge(low).next.startswith("the same run with --min-sqnr 15 searches")
     monkeypatch.setattr("onnxshot.wording._command", False)
     said = judge(low).next
-    assert said.startswith('onnxshot.tune("net.onnx", calib=DATA, target="ort-avx2", goal=Goal(min_sqnr=15)) searches')
+    assert said.endswith(': onnxshot.tune("net.onnx", calib=DATA, target="ort-avx2", goal=Goal(min_sqnr=15))')
 
 
 @pytest.mark.parametrize(("floats", "said"), [(54, "for its size: it computes in float"), (53, "or compare on your")])
