@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from onnxshot.files.regular_files import PICTURES, check_regular
 SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds": SOUNDS}
 """Suffixes of the files in a folder of samples, by the kind of sample; texts beside them are notes."""
 _KINDS = {**SUFFIXES, "texts": TEXTS}
+_SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Listed:
 def listed_files(source: object) -> Listed | None:
     """The files that a list or tuple names; None where its items are samples themselves.
 
-    A text may end as the name of a file does, so a str is a path only where the first file is there.
+    A text may end as the name of a file does, so a str is a path only where the first file is there, or where all are
+    single words with such an end.
 
     Raises:
         CalibrationError: a file is not there, cannot be a sample, or is of another kind than the first.
@@ -45,7 +48,8 @@ def listed_files(source: object) -> Listed | None:
     items = list(source)  # type: ignore[call-overload]
     if not all(isinstance(one, str | Path) for one in items):
         return None
-    if isinstance(items[0], str) and not _is_sample(items[0]):
+    texts = [one for one in items if isinstance(one, str)]
+    if texts and not _is_sample(texts[0]) and not all(_kind_of(Path(one)) and not _SPACE.search(one) for one in texts):
         return None
     paths = tuple(Path(one).absolute() for one in items)
     kind = _kind_of(paths[0])

@@ -138,6 +138,8 @@ def main() -> None:
     """Run the command. Print any error as one line on stderr, without a traceback, and exit with its code."""
     streams.hold("--json" in sys.argv[1:])
     try:
+        if "" in sys.argv[1:]:  # it would be read as the path of the working folder
+            raise UsageError("an argument is empty", "such as a variable of the shell that is not set")
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt

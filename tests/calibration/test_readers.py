@@ -712,4 +712,5 @@ def test_listed_files_are_there_and_of_one_kind(tmp_path):
     assert "two kinds" in refused([picture, tmp_path / "x.npy"], GREY_INPUT, GREY)
     assert "gone.png" in refused([picture, tmp_path / "gone.png"], GREY_INPUT, GREY)
     assert "no file of samples" in refused([Path(__file__)], GREY_INPUT, GREY)
+    assert "gone/a.png cannot be read" in refused(["gone/a.png", "gone/b.png"], GREY_INPUT, GREY)
     assert "texts" in refused(["no file is called a.png", "b.png"], GREY_INPUT), "these are texts"

@@ -299,6 +299,14 @@ def test_a_mistake_is_one_line_and_a_code(shell: Shell, args: list[str], code: i
     assert names(shell.folder) == before
 
 
+@pytest.mark.parametrize("args", [["quantize", ""], ["quantize", "net.onnx", "-o", ""]])
+def test_an_empty_argument_is_no_folder(shell: Shell, args: list[str]) -> None:
+    before = names(shell.folder)
+    ran = shell(*args, "--calib", "calib.npz")
+    assert (ran.code, "an argument is empty" in ran.error) == (2, True)
+    assert names(shell.folder) == before
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [
