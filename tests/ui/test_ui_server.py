@@ -325,7 +325,9 @@ def test_a_goal_is_searched_for_and_what_is_missed_is_told(client: Client) -> No
     _, report = client("GET", f"jobs/{key}/outputs/report.json")
     assert report["recipe"]["effort"] == "fast"
     assert report["goal"]["min_sqnr"] == 45
-    assert report["goal"]["reached"] is not any("SQNR" in text for text in told["missed"])
+    # On a busy machine a result with little int8 may be no faster, and then it is the float model in effect.
+    of_the_goal = [text for text in told["missed"] if "SQNR" in text or "only the float model" in text]
+    assert report["goal"]["reached"] is not bool(of_the_goal)
 
 
 def test_goals_are_checked_at_the_end_where_none_is_searched_for() -> None:
