@@ -21,6 +21,7 @@ from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import check_regular
 
 _BROKEN = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, OverflowError)
+_OF_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError)  # the last: an unknown compression
 _DEFLATE_LIMIT = 1100  # deflate compresses by 1032 at most, so a larger ratio in the directory is false
 _MOST_RATIO = 200  # most that arrays of _ANY_RATIO bytes or more may be compressed
 _ANY_RATIO = 64 << 20  # unpacked bytes up to which any ratio is accepted
@@ -293,7 +294,7 @@ def _named(path: Path) -> Iterator[None]:
     """Turn what numpy and zipfile raise on a broken file into a CalibrationError that names the file."""
     try:
         yield
-    except (*_BROKEN, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+    except (*_BROKEN, *_OF_ZIP) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "save plain arrays" if "pickle" in reason or "object" in reason else "write it again"
         raise CalibrationError(f"{path} cannot be read: {reason}", hint) from error

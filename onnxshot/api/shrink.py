@@ -262,11 +262,13 @@ def _search(
 def _compare(
     reference: Reference, model: Model, samples: Samples, report: ShrinkReport, settings: Settings
 ) -> None:
-    """Compare the smaller model with the given one on the samples that no weight was fitted on."""
+    """Compare the smaller model with the given one on the samples that were set aside; of few samples, none are."""
     judged = [Sample(f"#{number}", dict(feed)) for number, feed in enumerate(samples.checks)]
     found = compare(reference.model, LeanModel.of(model), judged, threads=settings.threads)
     report.sqnr_db, report.agreement = found.sqnr_db, found.agreement
     report.compared, report.cases = found.samples, found.cases
+    if len(samples.checks) == samples.used:
+        report.notes.append("it was judged on the samples that its weights were fitted on: give more")
 
 
 def _result(

@@ -70,6 +70,8 @@ def replay(
     tell(as_json, found.to_dict(), lambda: _show(found, model, verdict, lines))
     if found.same is False:
         others = "; ".join(lines[1:]) or "the versions are the same, so the CPU probably differs, or --memory"
+        if recorded.suffix.lower() == ".onnx":  # its metadata has no hash of them
+            others += "; or the samples or the preset differ, of which an .onnx file knows nothing"
         raise GoalMissed(f"{found.output} was written, but its bytes are not those of the record", others)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:
     latency = report.latency if artifact is None or own else artifact.latency
     found += [line for line in [speed_line("time", latency)] if line is not None]
     values = report.to_dict()
-    share = int8_share(values) if artifact is None or own else artifact.int8_macs_share
+    share = int8_share(values, None if artifact is None or own else asdict(artifact))
     if share is not None:
         target = report.recipe.get("target")
         where = f"in ONNX Runtime, not in {target}" if own and target in RUNTIMES else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -74,7 +75,7 @@ def show_report(report: Report, *more: Path | None) -> None:
     if not console.is_terminal:
         for artifact in report.outputs:
             if artifact.format != "onnx":
-                console.print(escape(_artifact_line(artifact)))
+                console.print(escape(_artifact_line(artifact, values)))
     for line in _grouped(row for row in report.float_weights if row.reason != VECTOR):
         say(console, f"float weight: {line}")
     if report.onnxruntime is not None:
@@ -134,12 +135,12 @@ def _show_verdict(console: Console, verdict: Verdict) -> None:
 
 def show_emitted(report: Report, *more: Path | None) -> None:
     """Print each artifact with its measurements in its own runtime. more: what else was written."""
-    console = stderr_console()
+    console, values = stderr_console(), report.to_dict()
     if console.is_terminal:
         _frames(console, report, more)
     else:
         for artifact in report.outputs:
-            console.print(escape(_artifact_line(artifact)))
+            console.print(escape(_artifact_line(artifact, values)))
         if report.sqnr_db is not None:
             console.print(f"{accuracy(report.sqnr_db, None)} of the .onnx file against the input")
     for line in _grouped(report.skips):
@@ -158,11 +159,11 @@ def _grouped(skips: Iterable[Skip]) -> list[str]:
     return [f"{len(names)} x {op}, {names[0]!r}: {why}" for (op, why), names in list(groups.items())[:_SKIPS]]
 
 
-def _artifact_line(artifact: Artifact) -> str:
+def _artifact_line(artifact: Artifact, values: Values) -> str:
     """Describe an artifact in one line: path, size, accuracy and speed."""
     parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
-    if artifact.int8_macs_share is not None:
-        parts.append(f"{100 * artifact.int8_macs_share:.0f} % of the work in int8")
+    if (share := int8_share(values, asdict(artifact))) is not None:
+        parts.append(f"{100 * share:.0f} % of the work in int8")
     if artifact.sqnr_db is not None:
         parts.append(f"SQNR {artifact.sqnr_db:.1f} dB")
     if artifact.latency:

@@ -233,9 +233,12 @@ def quantizes(values: Values) -> bool:
     return str((values.get("recipe") or {}).get("precision", "")).startswith("int8")
 
 
-def int8_share(values: Values) -> float | None:
-    """The share of the work in int8, where it says something: not known, or nothing was to run in int8, gives None."""
-    share, recipe = values.get("int8_macs_share"), values.get("recipe") or {}
+def int8_share(values: Values, artifact: Values | None = None) -> float | None:
+    """The share of the work in int8, of the .onnx file or of an artifact; None where it says nothing.
+
+    It says nothing where it is not known, and where nothing was to run in int8.
+    """
+    share, recipe = (values if artifact is None else artifact).get("int8_macs_share"), values.get("recipe") or {}
     if not share and (not quantizes(values) or recipe.get("mode") == "weights"):
         return None
     return share

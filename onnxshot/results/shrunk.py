@@ -55,7 +55,8 @@ class ShrinkReport:
         macs: (Before, after) multiply-accumulates of one run.
         params: (Before, after) number of float parameters.
         output: Path of the result; empty if it was not written.
-        sqnr_db: SQNR in dB of the outputs, on samples that no weight was fitted on; None if not measured.
+        sqnr_db: SQNR in dB of the outputs, on samples that were set aside: no weight was fitted on them,
+            but channels were chosen by them. None if not measured.
         agreement: Top-1 agreement on them, 0..1; None without an output of class scores.
         compared: Number of these samples.
         cases: Number of cases that the agreement is a share of.

@@ -64,7 +64,8 @@ def prove_quantized(
     """
     judged = _proven(made, written, target_emitted)
     if made.samples.data is None or made.samples.stats is not None or judged is None:  # others take samples
-        if judged is not None and made.samples.stats is not None and is_inaccurate(asdict(made.report)):
+        unsought = made.samples.stats is not None and made.prepared.settings.search_seconds != 0
+        if judged is not None and unsought and is_inaccurate(asdict(made.report)):
             made.report.notes.append(worded(_NO_SEARCH))
         return made, judged
     with made.report.timed("search"):

@@ -81,6 +81,13 @@ def test_the_error_is_measured_on_samples_that_no_weight_was_fitted_on() -> None
     assert shrunk(calib=None, target_flops=0.7).report.sqnr_db is None
 
 
+def test_of_few_samples_it_says_that_it_is_judged_on_those_of_the_fit() -> None:
+    proven = replace(QUICK, verify=True)
+    for count, told in ((4, True), (5, False)):
+        notes = shrunk(calib=CALIB[:count], target_flops=0.7, settings=proven).report.notes
+        assert any("judged on the samples that its weights were fitted on" in note for note in notes) is told
+
+
 def test_widths_stay_multiples() -> None:
     found = shrunk(target_flops=0.8, multiple=8)
     assert {row.after for row in found.report.groups} <= {8, 16}

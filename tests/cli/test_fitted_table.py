@@ -119,3 +119,10 @@ def test_a_comparison_shows_the_sizes_of_both_files() -> None:
     assert lines_of(report)[0] == size_line(4_000_000, 1_100_000)
     report.bits_per_weight = None
     assert all(line.what != "size" for line in lines_of(report))
+
+
+def test_work_in_int8_is_told_only_where_some_was_to_run_in_it() -> None:
+    artifact = Artifact("a.xml", "openvino", "openvino", 1_000_000, int8_macs_share=0.0)
+    for precision, told in (("int8", True), ("fp16", False), (None, False)):
+        report = Report("a.onnx", {"precision": precision} if precision else {}, input_bytes=4_000_000)
+        assert any(line.what == "MACs in int8" for line in lines_of(report, artifact)) is told

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from typing import get_type_hints
@@ -62,7 +63,8 @@ def test_an_installed_wheel_is_typed(tmp_path: Path) -> None:
     built = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
     subprocess.run(list(map(str, built)), check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    (site,) = (tmp_path / "venv").rglob("site-packages")
+    base = str(tmp_path / "venv")
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": base, "platbase": base}))
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     own = Path(str(importlib.import_module("numpy").__file__)).parents[1]
