@@ -8,10 +8,11 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar, get_args
 
 from onnxshot import logs, memory
-from onnxshot.arguments import check_fields
+from onnxshot.arguments import check_fields, named_fields
 from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
@@ -31,6 +32,7 @@ AUTO_LIMIT = 1024
 """Most samples that samples='auto' considers; calibration usually settles long before."""
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a run is executed.
@@ -63,7 +65,7 @@ class Settings:
             `onnxshot.progress`.
 
     Raises:
-        UsageError: a value has the wrong type or is out of range.
+        UsageError: there is no such field, or a value has the wrong type or is out of range.
 
     Example:
         >>> Settings(samples=200, threads=8).limit
@@ -82,7 +84,7 @@ class Settings:
     bench_seconds: float = 0.5
     search_seconds: float | None = None
     accept: bool = False
-    shared: str | None = None
+    shared: str | Path | None = None
     files: Files = field(default_factory=Files)
     progress: Progress | None = None
 
@@ -92,13 +94,15 @@ class Settings:
         if not known:
             raise UsageError(f"samples is {self.samples!r}", "a number above 0, 'auto', or 'all'")
         if self.device not in DEVICES:
-            raise UsageError(f"ONNX Runtime has no device {shown(self.device)}", f"devices: {', '.join(DEVICES)}")
+            raise UsageError(f"device is {shown(self.device)}", f"devices: {', '.join(DEVICES)}")
         if not 1 <= self.threads <= MOST_THREADS:
-            raise UsageError(f"{shown(self.threads)} threads were asked for", f"from 1 to {MOST_THREADS}")
+            raise UsageError(f"threads is {shown(self.threads)}", f"a number from 1 to {MOST_THREADS}")
         if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"the seed is {shown(self.seed)}", "a whole number, 0 or above, of at most 63 bits")
-        if self.search_seconds is not None and not 0 <= self.search_seconds < math.inf:
-            raise UsageError(f"search_seconds is {self.search_seconds:g}", "a number of seconds, 0 or above")
+            raise UsageError(f"seed is {shown(self.seed)}", "a whole number, 0 or above, of at most 63 bits")
+        for name in ("bench_seconds", "search_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise UsageError(f"{name} is {seconds:g}", "a number of seconds, 0 or above")
         memory.parsed(self.memory)
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxshot.api.compare import compare
+from onnxshot.arguments import checked
 from onnxshot.calibration.given import Transform
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.sound_preset import SoundPreset
@@ -32,6 +33,7 @@ __all__ = ["assert_accuracy"]
 _WORST = 5  # outputs and tensors in a message
 
 
+@checked
 def assert_accuracy(
     model: ModelSource,
     calib: Any,
@@ -41,7 +43,7 @@ def assert_accuracy(
     min_agreement: float | None = None,
     max_perplexity_rise: float | None = None,
     min_int8_share: float | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Report:

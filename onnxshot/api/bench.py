@@ -20,6 +20,7 @@ from onnxshot.errors import ModelError, UsageError
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.precision16.bfloat16_emulation import runnable_on_cpu
+from onnxshot.results.benched import BenchResult
 from onnxshot.results.model_source import ModelSource, model_files, name_of_source
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.open_models import OpenModels
@@ -38,20 +39,20 @@ _BENCH_FEEDS = 8
 @one_blas_thread()
 @blames_model
 def bench(
-    models: Sequence[ModelSource],
+    models: ModelSource | Sequence[ModelSource],
     calib: Calib | None = None,
     *,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     seconds: float = 2.0,
     threads: int = 2,
     python: str | Path | None = None,
     memory: int | str | None = None,
-) -> list[Latency]:
+) -> BenchResult:
     """Time models in ONNX Runtime, in interleaved runs on the same samples.
 
     Args:
-        models: Models, each as `quantize` takes it; speedups are relative to the first.
+        models: A model as `quantize` takes it, or several; speedups are relative to the first.
         calib: Samples, as `quantize` takes them. Default: random ones.
         preset: How samples become inputs.
         transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
@@ -62,9 +63,9 @@ def bench(
         memory: Memory budget, as in `Settings`.
 
     Returns:
-        One row per model, in the order given. Latencies are in milliseconds. If the models are decoders with a cache,
-        `prompt` and `token` of a row are the latencies of a prompt of 64 tokens and of one token behind it; not with
-        `python`, and not of models that run in parts.
+        A list with one row per model, in the order given. Latencies are in milliseconds. If the models are decoders
+        with a cache, `prompt` and `token` of a row are the latencies of a prompt of 64 tokens and of one token behind
+        it; not with `python`, and not of models that run in parts.
 
     Raises:
         UsageError: `models` or `seconds` is invalid, or the other environment cannot be used.
@@ -76,21 +77,27 @@ def bench(
         >>> after.ratio  # times as fast as the first model
     """
     calib = with_transform(calib, transform)
-    if not isinstance(models, Sequence) or isinstance(models, str | bytes) or not models:
-        raise UsageError("models is no list of models", "give one or more, such as ['a.onnx', 'b.onnx']")
+    given: list[ModelSource]
+    if isinstance(models, Sequence) and not isinstance(models, str | bytes):
+        given, names = [*models], [f"models[{number}]" for number in range(len(models))]
+    else:
+        given, names = [models], ["models"]
+    if not given:
+        raise UsageError("models is an empty list", "give one or more, such as ['a.onnx', 'b.onnx']")
     if not (math.isfinite(seconds) and seconds >= 0):
         raise UsageError(f"seconds is {seconds:g}", "give a finite number, 0 or above")
-    for number, model in enumerate(models):
-        check_value(f"models[{number}]", model, "ModelSource", globals())
-    with model_files(*models) as paths:
+    for name, model in zip(names, given, strict=True):
+        check_value(name, model, "ModelSource", globals())
+    with model_files(*given) as paths:
         rows = _timed(paths, calib, preset, seconds, threads, python)
-    return [_named(row, Path(name_of_source(model)), row.runtime) for row, model in zip(rows, models, strict=True)]
+    named = zip(rows, map(name_of_source, given), strict=True)
+    return BenchResult(_named(row, Path(name), row.runtime) for row, name in named)
 
 
 def _timed(
     paths: list[Path],
     calib: Calib,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     seconds: float,
     threads: int,
     python: str | Path | None,

@@ -64,7 +64,7 @@ def bundle(
     folder: str | Path,
     calib: Calib | None = None,
     *,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Path:
@@ -113,7 +113,7 @@ def bundle(
         if isinstance(result, Result) and result.statistics is not None:
             result.statistics.save(made / "statistics.npz")
         left_out = _take_beside(source, made / "beside")
-        if isinstance(preset, str) and Path(preset).is_file():
+        if isinstance(preset, str | Path) and Path(preset).is_file():
             shutil.copyfile(preset, made / "preset.yaml")
         with open_calib("random" if calib is None else calib, loaded, preset, settings) as data:
             samples = _samples(source, _held_out(data, loaded, result.report.recipe), artifacts, made, settings.threads)

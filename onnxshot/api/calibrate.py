@@ -42,7 +42,7 @@ def calibrate(
     calib: Calib | None,
     *,
     output: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,

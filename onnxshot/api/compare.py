@@ -39,7 +39,7 @@ def compare(
     candidate: ModelSource,
     calib: Calib | None,
     *,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Report:
@@ -76,7 +76,7 @@ def _compared(
     reference: Path,
     candidate: Path,
     calib: Calib | None,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> Report:
     """The report on two files."""

@@ -46,7 +46,7 @@ from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
 from onnxshot.results.model_source import ModelSource, plain_source
-from onnxshot.rewriting.model_inputs import fixed_shapes_for
+from onnxshot.rewriting.model_inputs import fixed_shapes_for, plain_preset
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_bench import bench
@@ -76,7 +76,7 @@ def compress(
     spare: Sequence[str] = (),
     output: str | Path | None = None,
     keep_stages: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
     **options: Unpack[StageOptions],
@@ -144,7 +144,7 @@ def compress(
         if isinstance(model, ModelProto):
             write(loaded, source)
         # the stages read files in other folders
-        inputs = StageInputs(source, calib, data, with_tokenizer(preset, model), settings)
+        inputs = StageInputs(source, calib, data, with_tokenizer(plain_preset(preset), model), settings)
         ran = run_recipe_stages(stages, inputs, Path(keep_stages) if keep_stages is not None else made)
         _measure(ran, inputs, sizes, report, kept=keep_stages is not None)
         if output is not None:

@@ -130,7 +130,7 @@ def diff(
     after: ModelSource,
     calib: Calib | None = None,
     *,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Diff:
@@ -171,7 +171,7 @@ def _difference(
     before: Path,
     after: Path,
     calib: Calib,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings | None,
 ) -> Diff:
     """The differences of two files."""

@@ -43,7 +43,7 @@ from onnxshot.recipes.vocabulary import FormatName, TargetName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.model_source import ModelSource, plain_source
-from onnxshot.rewriting.model_inputs import fixed_shapes_for
+from onnxshot.rewriting.model_inputs import fixed_shapes_for, plain_preset
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -68,7 +68,7 @@ def emit(
     target: TargetName = ORT.name,
     output: str | Path,
     calib: Calib | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     batch: int | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -124,7 +124,8 @@ def emit(
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
     sizes = fixed_shapes_for(loaded, batch, shapes or {})
     with contextlib.ExitStack() as stack:
-        reading = preset if tokenizer_beside(loaded.path) is not None else with_tokenizer(preset, reference)
+        reading = plain_preset(preset)
+        reading = reading if tokenizer_beside(loaded.path) is not None else with_tokenizer(reading, reference)
         data = stack.enter_context(open_calib(calib, loaded, reading, settings, sizes)) if calib is not None else None
         _normalize(loaded, sizes, settings)
         quantized = bool(already_quantized(loaded))

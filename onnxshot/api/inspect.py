@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from onnxshot.arguments import checked
@@ -182,7 +183,7 @@ def inspect(
     *,
     recipe: Recipe | None = None,
     calib: Calib | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Inspection:

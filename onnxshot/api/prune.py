@@ -66,7 +66,7 @@ def prune(
     pattern: str = "unstructured",
     scope: PruneScope | None = None,
     output: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),

@@ -40,7 +40,7 @@ def quantize_folder(
     calib: Calib | None = None,
     *,
     output: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
@@ -112,7 +112,7 @@ def _quantized(
     name: PurePosixPath,
     output: Path,
     calib: Calib,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     recipe: Recipe,
     settings: Settings,
 ) -> Report:

@@ -36,7 +36,7 @@ class StageInputs:
     source: Path
     calib: Any
     data: Dataset
-    preset: str | Preset | SoundPreset | TextPreset | None
+    preset: str | Path | Preset | SoundPreset | TextPreset | None
     settings: Settings
 
 
@@ -101,7 +101,7 @@ def run_recipe_stage(
     calib: Any,
     data: Dataset | None,
     *,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
     stats: str | Path | None = None,
     decided: Mapping[str, Any] | None = None,

@@ -25,9 +25,11 @@ from onnxshot.delivery.record import (
     Records,
     leave_beside,
     load_records,
+    record_of,
     sha256,
     versions,
 )
+from onnxshot.delivery.write_results import Made
 from onnxshot.errors import CalibrationError, OnnxshotError, UsageError
 from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
@@ -36,9 +38,15 @@ from onnxshot.files.conflicts import Files
 from onnxshot.files.messages import shown
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.advice import BAD, CAUTION, READY
+from onnxshot.report.html import figures
+from onnxshot.report.html.notebook import EDGES, Rows, card, folded, sentences, table
 from onnxshot.results.model_source import ModelSource, model_files
+from onnxshot.rewriting.model_inputs import plain_preset
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
+
+_BYTES = {True: "the recorded bytes", False: "other bytes than recorded", None: "no recorded bytes to compare with"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,18 @@ class Replayed:
     seconds: float
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line: the file, its runs, and whether its bytes are the recorded ones."""
+        return f"Replayed({self.output.name}, {', '.join(self.runs)}, {_BYTES[self.same]})"
+
+    def _repr_html_(self) -> str:
+        """A card, which notebooks show."""
+        rows = [(name, then, now) for name, (then, now) in self.changed.items()]
+        facts = [("runs", ", ".join(self.runs)), ("time", figures.seconds(self.seconds)), ("SHA-256", self.sha256[:12])]
+        versions = folded("versions that differ", table(Rows(("library", "recorded", "now"), rows)))
+        edge = EDGES[READY if self.same else CAUTION if self.same is None else BAD]
+        return card(f"{self.output.name}: {_BYTES[self.same]}", facts, versions, sentences(self.notes), edge=edge)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under stable keys."""
         return {**asdict(self), "output": str(self.output)}
@@ -74,12 +94,12 @@ class Replayed:
 @blames_model
 def replay(
     model: ModelSource,
-    recorded: str | Path,
+    recorded: str | Path | Made,
     output: str | Path,
     *,
     calib: Calib | None = None,
     stats: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> Replayed:
@@ -89,7 +109,7 @@ def replay(
 
     Args:
         model: The model that the first run was given, as `quantize` takes it.
-        recorded: The .recipe.yaml file beside the result, or the result itself.
+        recorded: The .recipe.yaml file beside the result, or the result: its .onnx file, or what the call returned.
         output: Path to write to.
         calib: The samples. Default: the path in the record.
         stats: The statistics, if the run was given a statistics file and no samples.
@@ -111,28 +131,35 @@ def replay(
         True
     """
     calib = with_transform(calib, transform)
-    with model_files(model) as (path,):
-        return _replayed(path, recorded, Path(output), calib, stats, preset, settings or Settings())
+    found = _record_of(recorded) if isinstance(recorded, Made) else recorded
+    with model_files(model, found) as (path, record):
+        return _replayed(path, record, Path(output), calib, stats, preset, settings or Settings())
+
+
+def _record_of(result: Made) -> Path | Made:
+    """The record beside the file that a result was written to; the result itself where there is none."""
+    written = [Path(made.path) for made in getattr(getattr(result, "report", None), "outputs", ())]
+    return next(filter(None, (record_of(result.model, path) for path in written)), result)
 
 
 def _replayed(
     model: Path,
-    recorded: str | Path,
+    recorded: Path,
     output: Path,
     calib: Calib,
     stats: str | Path | None,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> Replayed:
     """The result of the runs on a file."""
     started = time.perf_counter()
-    records = load_records(Path(recorded))
+    records = load_records(recorded)
     calib = records.source.get("calib") if calib is None else calib
     preset = _recorded_preset(records.source) if preset is None else preset
     loaded = load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset, stats=stats), *of_model_file(recorded, "the record"))
     files.writing(*of_result(output, data=data_suffix(loaded))).check()
-    settings, preset = replace(settings, files=Files()), with_tokenizer(preset, model)
+    settings, preset = replace(settings, files=Files()), with_tokenizer(plain_preset(preset), model)
     calib = repeatable(calib)
     with scratch() as folder:
         path = model
@@ -149,7 +176,7 @@ def _replayed(
     notes = leave_beside(made.model, path, source, [path])
     return Replayed(
         output, tuple(next(iter(run.stage)) for run in records.runs), sha256(output),
-        _same(records, Path(recorded), output),
+        _same(records, recorded, output),
         _changed(records.runs), time.perf_counter() - started, tuple(notes),
     )  # fmt: skip
 
@@ -170,7 +197,7 @@ def _repeated(
     path: Path,
     calib: Calib,
     stats: str | Path | None,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> StageResult:
     """The result of one run. source: paths and hashes of the samples in the record."""

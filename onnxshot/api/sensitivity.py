@@ -132,7 +132,7 @@ def sensitivity(
     calib: Calib | None,
     *,
     stats: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     gains: bool = False,
     recipe: Recipe | None = None,

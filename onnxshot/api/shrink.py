@@ -63,7 +63,7 @@ def shrink(
     exclude: Sequence[str] = (),
     importance: Importance = "auto",
     output: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     transform: Transform | None = None,
     settings: Settings | None = None,
 ) -> ShrinkResult:

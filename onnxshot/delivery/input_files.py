@@ -50,7 +50,7 @@ def of_model_file(path: Any, role: str = INPUT) -> tuple[Read, ...]:
 def of_run(
     model: Model | None,
     calib: Any = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     *,
     stats: str | Path | None = None,
     evaluate: Any = None,
@@ -80,11 +80,11 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
     return tuple(Read(Path(name), "one of the samples") for name in sorted(mapped))
 
 
-def of_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> tuple[Read, ...]:
+def of_preset(preset: str | Path | Preset | SoundPreset | TextPreset | None) -> tuple[Read, ...]:
     """The file of a preset, and that of its tokenizer; empty for a preset that ships with onnxshot."""
     if isinstance(preset, TextPreset):
         return of_preset(preset.name) + of_tokenizer(preset.tokenizer)
-    name = preset.name if isinstance(preset, Preset | SoundPreset) else preset or ""
+    name = preset.name if isinstance(preset, Preset | SoundPreset) else str(preset or "")
     named_file = name.lower().endswith((".yaml", ".yml")) and _is_file(Path(name))
     return (Read(Path(name), "the preset"),) if named_file else ()
 

@@ -101,7 +101,7 @@ def precisions(plan: Plan) -> dict[str, list[str]]:
 
 
 def source_of(
-    calib: Any, preset: str | Preset | SoundPreset | TextPreset | None, data: Dataset | None
+    calib: Any, preset: str | Path | Preset | SoundPreset | TextPreset | None, data: Dataset | None
 ) -> dict[str, Any]:
     """Describe a run's samples: their path and preset where these are text, and SHA-256 (hex) of both contents.
 
@@ -112,7 +112,7 @@ def source_of(
     """
     return {
         "calib": str(calib) if isinstance(calib, str | Path) else None,
-        "preset": preset if isinstance(preset, str) else None,
+        "preset": str(preset) if isinstance(preset, str | Path) else None,
         **({"text": preset.to_dict()} if isinstance(preset, TextPreset) and not preset.implied else {}),
         "data_sha256": data_hash(data.digests()) if data is not None else None,
         "preset_sha256": data.preset_hash if data is not None else None,
@@ -191,6 +191,13 @@ def leave_beside(model: Model, output: Path, source: Mapping[str, Any], files: S
 def _is_own(path: Path) -> bool:
     """Whether the path is free, or holds a record file that nobody has changed since a run wrote it."""
     return not os.path.lexists(follow_link(path)) or _untouched(path) is not None
+
+
+def record_of(model: Model, output: Path) -> Path | None:
+    """The record file beside an output, where nobody has changed it and it holds the runs of this model."""
+    path = beside(follow_link(output))
+    values = _untouched(path)
+    return path if values is not None and values["runs"] == _json(model.metadata.get(RUNS_KEY)) else None
 
 
 def outputs_of(path: Path) -> dict[str, str]:

@@ -73,7 +73,7 @@ class RunStatistics:
 
 
 def open_calib(
-    calib: Any, model: Model, preset: str | Preset | SoundPreset | TextPreset | None, settings: Settings,
+    calib: Any, model: Model, preset: str | Path | Preset | SoundPreset | TextPreset | None, settings: Settings,
     sizes: FixedShapes = NO_FIXED_SHAPES, *, whole: bool = False, also: Model | None = None,
 ) -> Dataset:  # fmt: skip
     """Open calibration data for a model.

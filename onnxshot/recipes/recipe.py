@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
+from onnxshot.arguments import named_fields
 from onnxshot.calibration.range_methods import RangeFunction, known_methods, named_function
 from onnxshot.recipes.keys import BadKey, Check, refuse, texts
 from onnxshot.recipes.layer_rule import LayerRule, rules_of
@@ -38,6 +39,7 @@ _OF_INT8 = (
 )  # fmt: skip
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class Recipe(Plain):
     """How to quantize a model. The defaults are those of `onnxshot quantize`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from onnx import helper
 
@@ -100,6 +101,16 @@ def with_batch_of(specs: Sequence[InputSpec], others: Sequence[InputSpec]) -> li
     ]
 
 
-def resolve_preset(preset: str | Preset | SoundPreset | TextPreset | None) -> Preset | SoundPreset | TextPreset | None:
+def resolve_preset(
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
+) -> Preset | SoundPreset | TextPreset | None:
     """The preset for a name, the path of a YAML file or a preset; None for None."""
-    return load_preset(preset) if isinstance(preset, str) else preset
+    given = plain_preset(preset)
+    return load_preset(given) if isinstance(given, str) else given
+
+
+def plain_preset(
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
+) -> str | Preset | SoundPreset | TextPreset | None:
+    """The preset, whose path is text."""
+    return str(preset) if isinstance(preset, Path) else preset

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from onnxshot.arguments import named_fields
 from onnxshot.errors import TargetError
 from onnxshot.graph import Model
 from onnxshot.graph.skip import Skip
@@ -108,6 +109,7 @@ def some(nodes: Sequence[str]) -> str:
     return ", ".join(nodes[:_SHOWN]) + more
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class EmitOptions:
     """How an artifact is made. A runtime ignores what it does not need and refuses what it cannot do.
@@ -132,7 +134,7 @@ class EmitOptions:
     sampled: Ranges = field(default_factory=dict)
     hardware: tuple[str, ...] = ()
     half: bool = False
-    timing_cache: Path | None = None
+    timing_cache: str | Path | None = None
     minutes: float = 30.0
     memory_gb: float = 16.0
     threads: int = 2

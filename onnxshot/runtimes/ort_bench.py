@@ -64,6 +64,11 @@ class Latency:
     prompt: Latency | None = None
     token: Latency | None = None
 
+    def __repr__(self) -> str:
+        """One line: the file, its median and how many times as fast as the first model it is."""
+        sure = "" if self.sure else " (not sure)"
+        return f"Latency({self.path.name}, {self.median_ms:.3g} ms, {self.ratio:.2f}×{sure})"
+
     def against(self, first: Latency) -> dict[str, float]:
         """Latency relative to the first model, with the keys that reports use.
 

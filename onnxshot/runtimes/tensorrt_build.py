@@ -117,8 +117,8 @@ def build(model: Model, engine: Path, log: Path, ranges: Ranges, options: EmitOp
     with tempfile.TemporaryDirectory(prefix=f".{engine.stem[:40]}.", suffix=".part", dir=engine.parent) as made:
         work = Path(made)
         cache = work / "timing.cache" if options.timing_cache is not None and name != _RTX else None
-        if cache is not None and options.timing_cache is not None and options.timing_cache.exists():
-            _copy(options.timing_cache, cache)
+        if cache is not None and options.timing_cache is not None and Path(options.timing_cache).exists():
+            _copy(Path(options.timing_cache), cache)
         job = {
             "module": name,
             "source": str(model.path.resolve()),
@@ -140,7 +140,7 @@ def build(model: Model, engine: Path, log: Path, ranges: Ranges, options: EmitOp
             reason = answer["error"] or "; ".join(_errors(log)) or "it gives no reason"
             raise _refusal(reason, answer["node"] or _node_in(reason, model))
         if cache is not None and cache.exists() and options.timing_cache is not None:
-            _publish(cache, options.timing_cache)
+            _publish(cache, Path(options.timing_cache))
         (work / "engine").replace(engine)
 
 

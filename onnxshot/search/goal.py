@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxshot.arguments import check_fields
+from onnxshot.arguments import check_fields, named_fields
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.user_functions import load, named, users_code
 from onnxshot.comparison.balanced_sqnr import Sums, joined, sums_of, worst_db
@@ -38,6 +38,7 @@ Evaluate = Callable[[Run], float]
 """Scores a model. Takes a function from a feed to the outputs by name, and returns a number; higher is better."""
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What a quantized model must reach. None means no limit; at least one limit must be given.

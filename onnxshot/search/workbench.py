@@ -196,7 +196,7 @@ def workbench(
     calib: Any,
     *,
     stats: str | Path | None = None,
-    preset: str | Preset | SoundPreset | TextPreset | None = None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None = None,
     recipe: Recipe,
     settings: Settings,
 ) -> Iterator[Workbench]:

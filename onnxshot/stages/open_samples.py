@@ -65,7 +65,7 @@ class Samples:
 def open_samples(
     prepared: Prepared,
     calib: Any,
-    preset: str | Preset | SoundPreset | TextPreset | None,
+    preset: str | Path | Preset | SoundPreset | TextPreset | None,
     stats: str | Path | None = None,
 ) -> Samples:
     """Open the calibration data of a model, where there is any.

@@ -1,6 +1,7 @@
 """Calls take models in memory and results of other calls; results give a ModelProto and a session."""
 
 import gc
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from handmade.core import model, weight
 
 import onnxshot
 from onnxshot.delivery import user_session
-from onnxshot.errors import ModelError
+from onnxshot.errors import ModelError, UsageError
 from onnxshot.graph import model as graph_model
+from onnxshot.results import model_source
 
 SAMPLES = [{"x": np.random.default_rng(i).normal(size=(2, 64)).astype(np.float32)} for i in range(8)]
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.01, search_seconds=0.0)
@@ -45,11 +47,58 @@ def small(net: onnx.ModelProto) -> onnxshot.Result:
     return onnxshot.quantize(net, SAMPLES, settings=QUIET, **FAST)
 
 
+class Program:
+    """As `torch.onnx.ONNXProgram`: a ModelProto is made whenever it is asked for."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto, self.asked = proto, 0
+
+    @property
+    def model_proto(self) -> onnx.ModelProto:
+        self.asked += 1
+        return self.proto
+
+
 def test_every_form_of_a_model_gives_the_same_result(net: onnx.ModelProto, path: str) -> None:
-    forms = [net, net.SerializeToString(), path, Path(path)]
+    written = io.BytesIO()
+    written.write(net.SerializeToString())  # it stands at its end
+    program = Program(net)
+    forms = [net, net.SerializeToString(), path, Path(path), program, io.BytesIO(net.SerializeToString()), written]
     made = [onnxshot.quantize(form, None, mode="dynamic", settings=QUIET).model_proto for form in forms]
     assert len({proto.SerializeToString(deterministic=True) for proto in made}) == 1
     assert "DynamicQuantizeLinear" in {node.op_type for node in made[0].graph.node}
+    assert program.asked == 1
+
+
+def test_what_holds_no_model_is_refused_with_what_to_give(path: str, tmp_path: Path) -> None:
+    module = type("Module", (), {"__module__": "torch.nn.modules.module"})
+    net = type("Net", (module,), {})()
+    session = onnxruntime.InferenceSession(path)
+    calls: list[tuple[Callable[[Any], object], str]] = [
+        (lambda m: onnxshot.quantize(m, SAMPLES), "model"), (lambda m: onnxshot.compare(path, m, SAMPLES), "candidate"),
+        (lambda m: onnxshot.bench([m]), r"models\[0\]"),
+        (lambda m: onnxshot.emit(path, output="x.onnx", reference=m), "reference"),
+    ]  # fmt: skip
+    for call, name in calls:
+        with pytest.raises(UsageError, match=rf"{name} is Net \(export it: .*torch.onnx.export"):
+            call(net)
+        with pytest.raises(UsageError, match=rf"{name} is InferenceSession \(.*give the .onnx file"):
+            call(session)
+    closed = io.BytesIO(b"x")
+    closed.close()
+    (tmp_path / "text").write_text("text")
+    with (tmp_path / "text").open() as text, (tmp_path / "new").open("wb") as new:
+        for file, words in ((text, "open as text"), (new, "cannot be read"), (closed, "cannot be read")):
+            with pytest.raises(ModelError, match=rf"{words}.*'rb'"):
+                onnxshot.inspect(file)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="model_proto of the given Program is int"):
+        onnxshot.inspect(Program(5))  # type: ignore[arg-type]
+
+
+def test_an_open_file_over_the_limit_of_a_proto_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_source, "MOST_BYTES", 100)
+    with Path(path).open("rb") as file, pytest.raises(ModelError, match=r"over 2 GiB.*give its path"):
+        onnxshot.inspect(file)
 
 
 VERBS: dict[str, Callable[[Any, Path], object]] = {
@@ -104,6 +153,7 @@ def test_models_in_memory_are_compared_as_their_files(path: str, small: onnxshot
     found = onnxshot.compare(path, small, SAMPLES, settings=QUIET)
     assert (found.sqnr_db, found.int8_macs_share) == (by_file.sqnr_db, by_file.int8_macs_share)
     assert (found.input, found.recipe) == ("(ModelProto)", {"reference": path})
+    assert [str(row.path) for row in onnxshot.bench(path, SAMPLES, seconds=0.01)] == [path]
     rows = onnxshot.bench([path, small], SAMPLES, seconds=0.01)
     assert [str(row.path) for row in rows] == [path, "(ModelProto)"]
     changes, of_files = onnxshot.diff(path, small), onnxshot.diff(path, place)

@@ -60,6 +60,18 @@ def test_a_result_is_made_again_from_the_result_itself(given: list[Feed], tmp_pa
     assert (tmp_path / "b.onnx").read_bytes() == made.read_bytes()
 
 
+def test_a_result_in_memory_is_made_again(given: list[Feed], folder: Path, tmp_path: Path) -> None:
+    result = quantize(fixture(NAME), given, settings=QUICK, effort="fast")
+    assert replay(fixture(NAME), result, tmp_path / "b.onnx", calib=given).same is True
+    written = quantize(fixture(NAME), folder, output=tmp_path / "a.onnx", settings=QUICK, effort="fast")
+    again = replay(fixture(NAME), written, tmp_path / "c.onnx")  # the record beside the file says where samples are
+    assert again.same is True
+    assert repr(again) == "Replayed(c.onnx, quantize, the recorded bytes)"
+    (tmp_path / "a.recipe.yaml").unlink()
+    with pytest.raises(errors.CalibrationError, match="no path of its samples"):
+        replay(fixture(NAME), written, tmp_path / "c.onnx")
+
+
 def test_a_run_on_statistics_takes_them_again(given: list[Feed], tmp_path: Path) -> None:
     made, stats = tmp_path / "a.onnx", tmp_path / "s.npz"
     calibrate(fixture(NAME), given, output=stats, settings=QUICK)

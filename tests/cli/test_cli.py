@@ -1,5 +1,6 @@
 """The command line as scripts depend on it: what is printed where, names of files, exit codes."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     onnx.save(case.model, str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "calib.npz", x=np.stack([f["x"] for f in case.feeds]))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(onnxshot.Settings.__init__, "__defaults__", _quick(onnxshot.Settings.__init__.__defaults__))
+    begin = inspect.unwrap(onnxshot.Settings.__init__)
+    monkeypatch.setattr(begin, "__defaults__", _quick(begin.__defaults__))
     return Shell(tmp_path, capsys, monkeypatch)
 
 

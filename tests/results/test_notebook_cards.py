@@ -47,6 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     result = onnxshot.quantize(model, pictures, output=out, effort="fast", settings=QUICK)
     return {
         "Result": result, "Report": result.report, "Plan": result.plan,
+        "BenchResult": onnxshot.bench([model, out], pictures, seconds=0.02),
+        "Replayed": onnxshot.replay(model, result, out.with_name("again.onnx"), calib=pictures),
         "Inspection": onnxshot.inspect(model), "Diff": onnxshot.diff(model, out),
     }  # fmt: skip
 
