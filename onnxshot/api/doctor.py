@@ -9,6 +9,7 @@ import numpy as np
 
 import onnxshot
 from onnxshot.api.quantize import quantize
+from onnxshot.arguments import checked
 from onnxshot.diagnostics.machine import Extra, Package, Processor, extras, gpus, packages, processor
 from onnxshot.diagnostics.runtime_trials import Trial, convs, sums_saturate
 from onnxshot.errors import OnnxshotError
@@ -54,6 +55,7 @@ class Diagnosis:
         return values
 
 
+@checked
 def doctor(*, threads: int = 2) -> Diagnosis:
     """Inspect the machine, and quantize and run a small network for every target; takes some seconds.
 

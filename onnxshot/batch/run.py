@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxshot import logs
+from onnxshot.arguments import checked
 from onnxshot.batch.cells import Cell, Row, fetched
 from onnxshot.batch.file_conflicts import files_of
 from onnxshot.batch.local_engine import Local
@@ -27,6 +28,7 @@ from onnxshot.remote.copies import Copies
 ENGINES = ("local", "ray")
 
 
+@checked
 def run(
     manifest: Manifest | str | Path,
     *,

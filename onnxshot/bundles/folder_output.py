@@ -19,7 +19,7 @@ from onnxshot.files.atomic_write import aside, put_folder, write_file
 from onnxshot.files.conflicts import Files, Foreign, Read, Write
 from onnxshot.files.model_and_data import publish
 
-_OTHER = "choose another folder with -o"
+_OTHER = "choose another folder with [[output|-o]]"
 
 
 def check_output(folder: ModelFolder, output: Path, models: Mapping[PurePosixPath, str], files: Files) -> None:

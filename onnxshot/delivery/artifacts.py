@@ -132,7 +132,7 @@ def artifact_path(output: Path, name: str) -> Path:
     Links are followed. Raises UsageError for an output without a file name, and as `follow_link`.
     """
     if not output.name:
-        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
+        raise UsageError(f"the output {output} is a folder", "name the file in it with [[output|-o]]")
     output = follow_link(output)
     suffixes = {runtime.suffix for runtime in RUNTIMES.values()}
     if name == ONNX:
@@ -179,7 +179,7 @@ def make_artifact(
     """
     runtime, started = runtime_of(name), time.perf_counter()
     if final.is_dir():
-        raise UsageError(f"{final} is a folder", "name the file in it with -o")
+        raise UsageError(f"{final} is a folder", "name the file in it with [[output|-o]]")
     with aside(final) as folder:
         with stage(f"emit {name}"):
             emitted = runtime.emit(source, folder, final.stem, options)

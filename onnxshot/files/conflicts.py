@@ -18,7 +18,7 @@ from onnxshot.files.regular_files import PICTURES
 from onnxshot.files.temporary_folders import clear_dead
 
 _OTHER = "choose another place"
-OUTPUT_OPTION = "-o"
+OUTPUT_OPTION = "[[output|-o]]"
 
 SAMPLES = (*PICTURES, ".npz", ".npy", ".pb")
 """Suffixes of the files that a folder of samples may hold."""

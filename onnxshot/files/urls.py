@@ -28,7 +28,7 @@ def is_web(path: str) -> bool:
 def refuse_remote(path: str | Path, kind: type[OnnxshotError], what: str) -> None:
     """Raise an error of class `kind` for a URL where a local path is needed."""
     if is_remote(name := unfolded(str(path))):
-        hint = "recipes may be remote, and what a manifest of onnxshot batch names: copy it here"
+        hint = "recipes may be remote, and what a manifest of [[onnxshot.batch|onnxshot batch]] names: copy it here"
         raise kind(f"{what} {redacted(name)} is remote", hint)
 
 

@@ -279,7 +279,8 @@ def refuse_suffix(place: Path) -> None:
     """
     kind = _OTHER_FORMATS.get(place.suffix.lower())
     if kind is not None:
-        raise UsageError(f"the output {_printable(place)} has the suffix of {kind[0]}", "name an .onnx file with -o")
+        what = f"the output {_printable(place)} has the suffix of {kind[0]}"
+        raise UsageError(what, "name an .onnx file with [[output|-o]]")
 
 
 def metadata_of(path: Path) -> dict[str, str]:

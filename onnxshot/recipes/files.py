@@ -60,7 +60,8 @@ def load_recipe(path: str | Path, arguments: Mapping[str, str] | None = None) ->
     stages = load_stages(path, arguments).stages
     if len(stages) == 1 and isinstance(stages[0], Recipe):
         return stages[0]
-    raise UsageError(f"{path} holds stages: {', '.join(map(kind_of, stages))}", "run them with onnxshot compress")
+    what = f"{path} holds stages: {', '.join(map(kind_of, stages))}"
+    raise UsageError(what, "run them with [[onnxshot.compress|onnxshot compress]]")
 
 
 def files_of(path: str | Path, arguments: Mapping[str, str] | None = None, what: str = "recipe") -> tuple[Path, ...]:

@@ -234,7 +234,7 @@ class Stages:
         if not self.stages:
             raise BadKey(("stages",), "is empty", f"give one of {', '.join(KINDS)}, or more")
         if all(isinstance(stage, EmitStage) for stage in self.stages):
-            raise BadKey(("stages",), "only emit", "convert without compressing with onnxshot emit")
+            raise BadKey(("stages",), "only emit", "convert without compressing with [[onnxshot.emit|onnxshot emit]]")
         cut = [i for i, stage in enumerate(self.stages) if isinstance(stage, ShrinkStage)]
         for i, stage in enumerate(self.stages):
             if cut and i < cut[-1] and isinstance(stage, PruneStage) and stage.parsed_pattern != Pattern():

@@ -91,7 +91,8 @@ def in_target(values: Values) -> Iterator[Finding]:
     rows = [row for row in values.get("runtimes") or () if row.get("runtime") == target]
     emitted = [artifact for artifact in values.get("outputs") or () if artifact.get("format") == target]
     if not any(row.get("latency") for row in (*rows, *emitted)):
-        hint = f"run the same command where {target} is installed: it then measures the file there"
+        again = "[[make the same call|run the same command]]"
+        hint = f"{again} where {target} is installed: it then measures the file there"
         yield Finding(CAUTION, f"it was not run in {target}, its target", hint)
     for row in rows:
         if level_of(db := row.get("sqnr_db")) == BAD:

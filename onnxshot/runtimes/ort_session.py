@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed
 from onnxshot.errors import CalibrationError, ModelError, TargetError, UsageError
+from onnxshot.files.messages import shown
 from onnxshot.graph.lean_parse import parse_lean
 from onnxshot.graph.load import first_line
 
@@ -252,7 +253,7 @@ class SessionRunner:
         if missing:
             raise ModelError(
                 f"{self._label} asks for input {missing[0]!r}, which the sample does not hold",
-                f"it holds {', '.join(map(repr, feed))}: models that run on the same samples have the same inputs",
+                f"it holds {', '.join(map(shown, feed))}: models that run on the same samples have the same inputs",
             )
         try:
             values = run_session(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnxshot.arguments import check_fields, named_fields
@@ -20,6 +21,7 @@ from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.token_outputs import TokenOutput, token_output
 from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.files.messages import shown
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
@@ -311,10 +313,17 @@ def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
     Raises:
         UsageError: the function fails, or returns no finite number.
     """
+    def asked(*feeds: Any, **inputs: object) -> dict[str, NDArray[Any]]:
+        if len(feeds) != 1 or inputs or not isinstance(feeds[0], Mapping):
+            found = ", ".join([*map(shown, feeds), *(f"{name}={shown(value)}" for name, value in inputs.items())])
+            what = f"run() was given {found or 'nothing'}"
+            raise UsageError(what, "give one dict from input name to array: run({'x': x})")
+        return run({name: np.asarray(value) for name, value in feeds[0].items()})
+
     where = given if isinstance(given, str) else "the evaluation"
     hint = "it is given a function from a feed to the outputs by name, and returns a number"
     with users_code(where, hint, UsageError, wrap=True):
-        found = float(evaluate(run))
+        found = float(evaluate(asked))
     if not math.isfinite(found):
         raise UsageError(f"{where} returned {found}", "it must return a finite number, higher is better")
     return found

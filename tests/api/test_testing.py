@@ -11,6 +11,7 @@ from fixture_data import fixture
 
 import onnxshot
 import onnxshot.testing
+from onnxshot import testing
 from onnxshot.errors import UsageError
 
 MODEL = fixture("digits_mobile")
@@ -50,6 +51,25 @@ def test_a_worse_model_fails_with_its_figures_and_worst_outputs(tmp_path: Path) 
     assert lines[2].startswith("  MISSED  agreement")
     assert any("dB  logits" in line for line in lines[lines.index("  worst outputs") :])
     assert "  worst tensors" in lines
+
+
+def test_a_figure_that_misses_does_not_read_as_its_limit() -> None:
+    rows = ((0.999997, 1.0, "99.9997"), (0.9997, 1.0, "99.97"), (0.5, 0.5, "50.00"), (0.2, 1.0, "20.00"))
+    for found, limit, told in rows:
+        line, missed = testing._row("MACs in int8", limit, found, " %", scale=100)
+        assert missed is (found < limit)
+        assert line.split()[4] == told
+
+
+def test_work_that_is_not_in_int8_is_told_by_operator() -> None:
+    result = onnxshot.quantize(MODEL, PICTURES, effort="fast", settings=QUICK, exclude=["Gemm"])
+    with pytest.raises(AssertionError) as caught:
+        onnxshot.testing.assert_accuracy(result, PICTURES, min_int8_share=1.0)
+    lines = str(caught.value).splitlines()
+    assert "MISSED  MACs in int8" in lines[1]
+    assert lines[1].endswith("at least 100 %")
+    left = lines[lines.index("  not in int8") + 1 :]
+    assert any(line.endswith("%  Gemm") for line in left)
 
 
 def test_what_was_not_measured_is_not_as_good(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Mixed-precision search: goals that can and cannot be reached, checked with separate runs in ONNX Runtime."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,22 @@ def test_an_evaluation_that_fails_is_one_line(function: str, text: str, script: 
     with pytest.raises(errors.UsageError) as caught:
         tune(fixture(NAME), given, Goal(max_drop=1, evaluate=f"{script}:{function}"), settings=QUICK)
     assert text in str(caught.value)
+
+
+def test_a_model_that_an_evaluation_runs_wrongly_is_told_without_the_numbers(given: list[Feed]) -> None:
+    (x,) = given[0].values()
+    x = np.concatenate([x] * 4)
+    calls: list[tuple[Callable[[Any], Any], str]] = [
+        (lambda run: run(x), "run() was given array float32 [4,1,28,28] (give one dict from input name to array"),
+        (lambda run: run([x]), "run() was given [array float32 [4,1,28,28]]"),
+        (lambda run: run(image=x), "run() was given image=array float32"),
+        (lambda run: run(), "run() was given nothing"),
+    ]
+    for call, words in calls:
+        with pytest.raises(errors.UsageError) as caught:
+            goal.score(call, lambda feed: {}, None)
+        assert words in str(caught.value)
+        assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

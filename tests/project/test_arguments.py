@@ -1,5 +1,6 @@
 """Arguments of a wrong type are told by name; what the docs call by its package is there."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def test_a_wrong_type_is_told_by_name(net: str, call: Callable[[Any], object], w
         (lambda m: onnxshot.emit(m), r"emit\(\) needs 'output' \(emit\(model, output=...\)\)"),
         (lambda m: onnxshot.verify(m, 2), r"verify\(\) takes 1 arguments without a name, and 2 were given"),
         (lambda m: onnxshot.quantize(m, FEEDS, model=m), r"quantize\(\) was given 'model' twice"),
+        (lambda m: onnxshot.doctor(thread=2), r"doctor\(\) takes no 'thread' \(did you mean 'threads'"),
+        (lambda m: onnxshot.batch.run("m.yaml", worker=2), r"run\(\) takes no 'worker' \(did you mean 'workers'"),
         (lambda m: onnxshot.Settings(cache=False), r"Settings takes no 'cache' \(did you mean 'use_cache'"),
         (lambda m: onnxshot.Settings(min_sqnr=3), r"Settings takes no 'min_sqnr'.*Goal"),
         (lambda m: onnxshot.Goal(sqnr=3), r"Goal takes no 'sqnr' \(did you mean 'min_sqnr'"),
@@ -103,6 +106,18 @@ def test_settings_name_the_field_and_what_it_takes(field: str, value: object, ta
         onnxshot.Settings(**{field: value})  # type: ignore[arg-type]
     assert caught.value.message.startswith(f"{field} is ")
     assert takes in caught.value.hint
+
+
+@pytest.mark.parametrize("name", onnxshot.__all__)
+def test_what_takes_a_path_takes_text_and_path(name: str) -> None:
+    public = getattr(onnxshot, name)
+    calls = [public, onnxshot.batch.run] if inspect.isfunction(public) else [getattr(public, "save", len)]
+    for call in calls:
+        for parameter in inspect.signature(call).parameters.values():
+            kinds = str(parameter.annotation).split(" | ")
+            assert ("Path" in kinds) <= ("str" in kinds), parameter
+            paths = ("output", "folder", "stats", "preset", "path", "python", "recorded", "manifest", "keep_stages")
+            assert ("Path" in kinds) or parameter.name not in paths, parameter
 
 
 def test_paths_and_numbers_of_numpy_are_taken(net: str) -> None:
