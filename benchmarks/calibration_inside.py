@@ -38,7 +38,7 @@ _BATCH = 8
 
 
 def judged(job: Job, out: object) -> str:
-    """SQNR of a file on the last quarter of the samples, which calibration has left alone."""
+    """SQNR of a file on the quarter of the samples, which calibration has left alone."""
     model = load_model(job.model)
     with open_calib(str(job.calib), model, job.preset or "none", ALL) as data:
         found = compare(job.model, out, data.subset(split(len(data))[1]))  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from unittest import mock
 from readme import THREADS, Job, fixture_jobs, head, table, zoo_jobs
 
 import onnxshot
+from onnxshot.calibration.readers import split
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.graph.load import load_model
 from onnxshot.recovery import plan_candidates
@@ -75,7 +76,7 @@ def measured(job: Job, options: dict[str, Any], off: tuple[str, ...], out: Path)
         made = onnxshot.quantize(job.model, job.calib, preset=job.preset, output=out, settings=settings, **options)
     report = made.report
     with open_calib(job.calib, load_model(job.model), job.preset, settings) as data:
-        seen = data.subset(range(0, len(data) - report.samples["held_out"]))
+        seen = data.subset(split(len(data))[0])
         inside = compare(job.model, out, seen, threads=THREADS).sqnr_db
     return f"{report.sqnr_db:.1f}", f"{inside:.1f}", f"{report.speedup:.2f}x", f"{seconds:.1f}"
 

@@ -27,7 +27,7 @@ import yaml
 
 import onnxshot
 from onnxshot.calibration.preset import load_preset
-from onnxshot.calibration.readers import open_data
+from onnxshot.calibration.readers import open_data, split
 from onnxshot.errors import OnnxshotError
 from onnxshot.graph.load import load_model
 from onnxshot.rewriting.model_inputs import input_specs
@@ -89,7 +89,7 @@ def row(job: Job, out: Path, args: argparse.Namespace) -> str:
     if report.judged:
         print(f"| {job.name} | {told:.2f} | kept out of it: {', '.join(report.judged)} | |", flush=True)
         return "judged in part"
-    found = measured(job.model, out, job.feeds[-report.samples["held_out"] :])
+    found = measured(job.model, out, [job.feeds[i] for i in split(len(job.feeds))[1]])
     apart = abs(told - found)
     print(f"| {job.name} | {told:.2f} | {found:.2f} | {apart:.2f}{' !' if apart > MOST_DB else ''} |", flush=True)
     return "over" if apart > MOST_DB else "within"

@@ -88,6 +88,24 @@ def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: s
     return {spec.name: fit_array(as_array(feed[spec.name], spec.name, where), spec, where) for spec in specs}
 
 
+def refuse_not_finite(sample: Sample, outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Raise CalibrationError where the float model makes NaN of a sample that itself holds NaN or infinity.
+
+    Such a sample says nothing about a candidate. NaN alone is no error: trees take it for a missing value. Nor is
+    -inf, which masks hold.
+
+    Args:
+        sample: the sample.
+        outputs: what the float model makes of it, by name.
+    """
+    if not any(is_float(x.dtype) and np.isnan(x).any() for x in outputs.values()):
+        return
+    for name, x in sample.feed.items():
+        if is_float(x.dtype) and (np.isnan(x).any() or np.isposinf(x).any()):
+            what = f"sample {sample.name!r} holds NaN or infinity in input {name!r}, and so do the model's outputs"
+            raise CalibrationError(what, "look at that sample and its preprocessing, or leave it out")
+
+
 def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: str) -> None:
     """Raise CalibrationError for an input that is missing; names that are no inputs are left out."""
     missing = [spec for spec in specs if spec.name not in feed]
@@ -210,7 +228,7 @@ def _cast(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
 
 
 def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
-    if x.dtype == np.uint8 and is_float(spec.dtype) and x.ndim >= 3:
+    if x.dtype in (np.uint8, np.uint16) and is_float(spec.dtype) and x.ndim >= 3:
         return f"raw pixels need the preprocessing of training: try [[preset={preset_for(spec)}]]"
     if x.dtype.kind in "iub" and is_float(spec.dtype):
         return f"if no preprocessing is missing, save it with .astype({spec.dtype.name!r})"
@@ -224,7 +242,8 @@ def _dtype_fix(x: NDArray[Any], spec: InputSpec) -> str:
 def _nearest_fix(x: NDArray[Any], spec: InputSpec) -> str:
     """The smallest change that would make x fit: preprocess pixels, drop an axis, transpose, or change one size."""
     assert spec.shape is not None  # any shape fits an unknown one
-    if x.dtype == np.uint8 and is_float(spec.dtype) and (x.ndim in (3, 4) or (x.ndim == 2 and len(spec.shape) == 4)):
+    flat = x.ndim == 2 and len(spec.shape) == 4  # grey
+    if x.dtype in (np.uint8, np.uint16) and is_float(spec.dtype) and (x.ndim in (3, 4) or flat):
         return f"try [[preset={preset_for(spec)}]]"
     rank = len(spec.shape)
     if x.ndim == rank + 1 and fits(x.shape[1:], spec.shape):

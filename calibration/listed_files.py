@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from onnxshot.calibration.sound_files import SOUNDS
+from onnxshot.calibration.tables import is_table, records
 from onnxshot.calibration.text_files import TEXTS
+from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 from onnxshot.files.regular_files import PICTURES, check_regular
 
@@ -17,6 +25,7 @@ SUFFIXES = {"pictures": PICTURES, ".npz": (".npz",), ".npy": (".npy",), "sounds"
 """Suffixes of the files in a folder of samples, by the kind of sample; texts beside them are notes."""
 _KINDS = {**SUFFIXES, "texts": TEXTS}
 _SPACE = re.compile(r"\s")
+_MOST = 10_000_000  # paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,84 @@ class Listed:
     kind: str
     root: Path
     paths: tuple[Path, ...]
+
+
+def with_paths(source: Any) -> Any:
+    """What a caller gave as samples; where it names files, a list of their paths.
+
+    Files are named by a pattern such as 'pictures/*.png', a list, an array, a column, or an iterator of paths, such as
+    `Path.glob` returns; by pairs of a path and a label; and by the one value of each row of a table, or of each dict,
+    that is the path of a file.
+
+    Raises:
+        CalibrationError: a pattern matches no file.
+    """
+    if isinstance(source, str):
+        return _matches(source) if glob.has_magic(source) and not Path(source).exists() else source
+    if isinstance(source, Iterator):
+        with users_code(f"{type(source).__name__} at sample 0"):
+            begun = list(islice(source, 1))
+        items: Sequence[Any] | None = begun
+        source = chain(begun, source)
+    else:
+        items = _items(source)
+    if not items or (place := _place_of_path(items[0])) is None:
+        return source
+    if isinstance(source, chain):
+        items = list(islice(source, _MOST))
+        source = items
+    with contextlib.suppress(KeyError, IndexError, TypeError):
+        return [one if place == () else one[place[0]] for one in items]
+    return source
+
+
+def _matches(pattern: str) -> list[str]:
+    path = Path(pattern)
+    try:
+        matched = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        found = sorted(str(one) for one in islice(matched, _MOST) if one.is_file())
+    except (OSError, ValueError) as e:  # such as '**' beside other letters
+        raise CalibrationError(f"{pattern} cannot be matched: {e}", "give a folder, or a list of paths") from e
+    if not found:
+        raise CalibrationError(f"no file matches {pattern}", "give a folder, or a pattern that files match")
+    return found
+
+
+def _items(source: Any) -> Sequence[Any] | None:
+    """The items of what may list paths; None for other objects."""
+    if type(source) in (list, tuple):  # a class of the user may have no length
+        return source  # type: ignore[no-any-return]
+    if type(source) is dict:
+        return _items(next(iter(source.values()))) if len(source) == 1 else None
+    if isinstance(source, np.ndarray):
+        return source.tolist() if source.ndim == 1 and source.dtype.kind in "OU" else None
+    with users_code(type(source).__name__):
+        if is_table(source):
+            return records(source, type(source).__name__)
+        if hasattr(source, "to_numpy") and hasattr(source, "dtype"):  # a column of pandas or polars
+            return _items(source.to_numpy())
+    return None
+
+
+def _place_of_path(item: object) -> tuple[Any, ...] | None:
+    """Where an item of a list holds the path of a file: () where it is one, (key,) where it holds one; else None."""
+    if isinstance(item, str | Path):
+        return () if _is_path(item) else None
+    parts: list[tuple[Any, object]] = []
+    if type(item) is dict:  # other mappings would run their code
+        parts = list(item.items())
+    elif type(item) in (list, tuple):
+        parts = list(enumerate(item))  # type: ignore[arg-type]
+    paths = [key for key, value in parts if isinstance(value, str | Path) and _is_path(value)]
+    words = [key for key, value in parts if isinstance(value, str) and key not in paths]
+    if len(paths) != 1:
+        return None
+    kind = _kind_of(Path(dict(parts)[paths[0]]))
+    return None if kind == "texts" or (kind == "sounds" and words) else (paths[0],)  # words are their transcript
+
+
+def _is_path(item: str | Path) -> bool:
+    return isinstance(item, Path) or _is_sample(item)
 
 
 def listed_files(source: object) -> Listed | None:

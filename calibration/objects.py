@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.checks import InputSpec, as_array, only_input
+from onnxshot.calibration.checks import InputSpec, as_array, fits, only_input
 from onnxshot.calibration.feeds import Feeds, Items, Spool
 from onnxshot.calibration.given import TAKES, Mapped, Transform, called, is_indexed, stream_of
 from onnxshot.calibration.item_batches import parts_of
@@ -46,8 +46,14 @@ def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: 
         return Stack(label, _columns(source, label, specs), specs)
     if _is_columns(source, specs):
         names = [spec.name for spec in specs]
-        stack = Stack(label, {n: as_array(x, n, label) for n, x in zip(names, source, strict=True)}, specs)
-        stack.notes = (f"the {len(names)} arrays are the inputs {', '.join(map(repr, names))}, in this order",)
+        arrays = {name: as_array(x, name, label) for name, x in zip(names, source, strict=False)}
+        stack = Stack(label, arrays, specs)
+        if len(names) == 1:
+            said = f"the first array is the input {names[0]!r}"
+        else:
+            said = f"the first {len(names)} arrays are the inputs {', '.join(map(repr, names))}, in this order"
+        dropped = "; what follows is dropped: not an input of the model" if len(source) > len(names) else ""
+        stack.notes = (said + dropped, *stack.notes)
         return stack
     if is_indexed(source):
         return _indexed(source, label, fit, limit, texts)
@@ -112,10 +118,19 @@ def _all(source: Items, count: int) -> Iterator[object]:
 
 
 def _is_columns(source: object, specs: Sequence[InputSpec]) -> bool:
-    """Whether a tuple holds an array of all samples for each of several inputs."""
-    if not isinstance(source, tuple) or len(specs) < 2 or len(source) != len(specs):
+    """Whether a tuple holds an array of all samples for each input, and then perhaps labels."""
+    if not isinstance(source, tuple) or not all(is_tensor(one) for one in source) or len(source) < max(2, len(specs)):
         return False
-    return all(is_tensor(one) for one in source)
+    if len(source) == len(specs):
+        return True
+    lengths = {getattr(one, "shape", None) and one.shape[0] for one in source}
+    return len(lengths) == 1 and any(not _may_be(one, specs[0]) for one in source[len(specs) :])
+
+
+def _may_be(x: Any, spec: InputSpec) -> bool:
+    """Whether the shape of an array is that of a sample, or of a batch, as a model of one input may be given them."""
+    shape = tuple(x.shape)
+    return spec.shape is None or len(shape) == len(spec.shape) or fits((1, *shape), spec.shape)
 
 
 def _table(source: Any, label: str, fit: Fitter, texts: Texts) -> Source:

@@ -20,7 +20,7 @@ from onnxshot.calibration.checks import (
     mismatch,
     preset_for,
 )
-from onnxshot.calibration.preprocess import from_pixels, image
+from onnxshot.calibration.preprocess import eight_bits, from_pixels, image
 from onnxshot.calibration.preset import Preset, preset_names
 from onnxshot.calibration.sources import MOST_BYTES
 from onnxshot.errors import CalibrationError
@@ -119,6 +119,7 @@ class Fitter:
         if self.preset is not None and spec is not None and spec.name in feed:
             x = as_array(feed[spec.name], spec.name, where)
             if looks_like_pixels(x, spec):
+                x = eight_bits(x) if x.dtype == np.uint16 else x
                 feed = {**feed, spec.name: preprocess_pixels(x, self._fitted(spec), spec)}
         return fit_feed(feed, self.specs, where)
 
@@ -153,8 +154,8 @@ class Fitter:
 
 
 def looks_like_pixels(x: NDArray[Any], spec: InputSpec) -> bool:
-    """Whether x holds uint8 pictures, HWC, CHW or grey HW, of 1 or 3 channels, and the input is float."""
-    if x.dtype != np.uint8 or not is_float(spec.dtype) or x.ndim not in (2, 3, 4) or x.size == 0:
+    """Whether x holds uint8 or uint16 pictures, HWC, CHW or grey HW, of 1 or 3 channels, and the input is float."""
+    if x.dtype not in (np.uint8, np.uint16) or not is_float(spec.dtype) or x.ndim not in (2, 3, 4) or x.size == 0:
         return False
     return x.ndim == 2 or x.shape[-1] in (1, 3) or x.shape[-3] in (1, 3)
 

@@ -98,14 +98,19 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode.startswith(("I", "F")):  # Pillow would clip 16 bits at 255 instead of scaling
         deep = np.asarray(picture)
         divisor = 257.0 if picture.mode.startswith("I;16") or deep.max() > 255 else 1.0
-        if deep.dtype == np.uint16:
-            pixels = _eight_bits(np.arange(1 << 16), divisor)[deep]
-        else:  # row by row: the whole picture in float64 would take eight times its memory
-            pixels = np.stack([_eight_bits(row, divisor) for row in deep])
-        picture = Image.fromarray(pixels)
+        picture = Image.fromarray(eight_bits(deep, divisor))
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def eight_bits(pixels: NDArray[Any], divisor: float = 257.0) -> NDArray[np.uint8]:
+    """Pixels of more bits [H, ...] as pixels of 8, of the same shape: 65535 becomes 255."""
+    if pixels.dtype == np.uint16:
+        found: NDArray[np.uint8] = _eight_bits(np.arange(1 << 16), divisor)[pixels]
+        return found
+    # row by row: the whole picture in float64 would take eight times its memory
+    return np.stack([_eight_bits(row, divisor) for row in pixels])
 
 
 def _eight_bits(values: NDArray[Any], divisor: float) -> NDArray[np.uint8]:

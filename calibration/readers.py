@@ -11,11 +11,12 @@ from typing import Any
 
 from onnxshot.calibration.checks import InputSpec, NamedFeed, Sample
 from onnxshot.calibration.given import TAKES, USUAL, Repeatable, Transformed, label_of
-from onnxshot.calibration.listed_files import SUFFIXES, listed_files
+from onnxshot.calibration.listed_files import SUFFIXES, listed_files, with_paths
 from onnxshot.calibration.objects import open_object, transformed
 from onnxshot.calibration.pictures import Fitter, read_picture
 from onnxshot.calibration.preset import Preset
 from onnxshot.calibration.reader_hooks import items_of, known_suffixes, read_by_hook
+from onnxshot.calibration.sampling import one_of_each_part
 from onnxshot.calibration.sound import Step, open_sounds, sound_paths
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.sources import (
@@ -163,7 +164,8 @@ class Dataset:
 def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
     """Split n samples into calibration samples and held-out samples.
 
-    The held-out samples are the last ones, at least one. A single sample, or a share of 0, gives all samples to both.
+    The held-out samples, at least one, are spread over all (see `one_of_each_part`): of a folder that is sorted by
+    class, both kinds hold samples of every class. A single sample, or a share of 0, gives all samples to both.
 
     Args:
         n: number of samples.
@@ -179,8 +181,8 @@ def split(n: int, holdout: float = 0.25) -> tuple[list[int], list[int]]:
         raise CalibrationError(f"holdout is {holdout:g}", "give a share from 0 up to, not including, 1")
     if n <= 1 or holdout == 0:
         return list(range(n)), list(range(n))
-    kept = n - min(n - 1, max(1, round(n * holdout)))
-    return list(range(kept)), list(range(kept, n))
+    held_out = one_of_each_part(n, min(n - 1, max(1, round(n * holdout))))
+    return sorted(set(range(n)) - set(held_out)), held_out
 
 
 def open_data(
@@ -222,7 +224,12 @@ def open_data(
     label, fit = label_of(source), Fitter(inputs, preset if isinstance(preset, Preset) else None, whole=whole)
     asked = None if isinstance(preset, TextPreset) and preset.implied else preset
     held = source if isinstance(source, Repeatable) else None
-    source = source if held is None else held.data
+    if held is None:
+        source = with_paths(source)
+    elif held.opened is None:
+        source = held.data = with_paths(held.data)
+    else:
+        source = held.data
     if paths := sound_paths(source, _only_sounds):
         opened: Source = open_sounds(label, paths, inputs, asked, folder, step)
     elif held is not None and held.opened is not None:
@@ -238,7 +245,7 @@ def open_data(
     notes = list[str]()
     if limit is not None and limit < len(opened):
         notes.append(f"{limit} of {len(opened)} samples, evenly spaced")
-        data._indices = tuple(i * len(opened) // limit for i in range(limit))
+        data._indices = tuple(one_of_each_part(len(opened), limit))
     data[0]  # report an error of the first sample now
     notes = [*opened.notes, *notes, *fit.notes]
     if fit.extra:
@@ -275,6 +282,7 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
 
 def _items(source: Any) -> Any:
     """What a transform is called on, one by one: the paths of a folder's files, or the items of an object."""
+    source = with_paths(source) if isinstance(source, str) else source
     if not isinstance(source, str | Path):
         return source
     path = Path(source)

@@ -1,6 +1,6 @@
 """Part the samples of a run, so that nothing is chosen or proved on samples that it was taken from.
 
-held out    The last quarter. The proof measures the result on them; nothing is taken from them or chosen on them.
+held out    A quarter, spread over all. The proof measures the result on them; nothing is taken or chosen from them.
 choosing    Every third of the others, evenly spaced, MOST_CHOOSING at most. Trials compare candidates on them, and they
             decide whether a repair is kept.
 ranging     The rest. Those that the calibration pass runs until ranges have settled are the calibrated ones. Repairs,
@@ -24,7 +24,7 @@ from onnxshot.calibration.readers import split
 from onnxshot.calibration.sampling import spread
 
 HOLDOUT = 0.25
-"""Share of the samples, the last ones, that is held out."""
+"""Share of the samples, spread over all, that is held out."""
 LEAST_CHOOSING = 4
 """Fewer samples tell two candidates apart too rarely."""
 MOST_CHOOSING = 24

@@ -1,5 +1,8 @@
 """Choose the values of a tensor and the samples of a data set that are observed: evenly spread, and deterministic."""
 
+import random
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,6 +55,25 @@ def strides(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 def lengths(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many values are subsampled from tensors of these sizes; int64 [n] -> [n]."""
     return -(-sizes // strides(sizes))
+
+
+def one_of_each_part(n: int, count: int) -> list[int]:
+    """Numbers of `count` of n items, ascending: one of each of `count` equal parts of the list.
+
+    A list may be sorted by class, or go round the classes. The first needs an item of every part; the second rules out
+    a constant stride, which would meet some classes alone. So the places within the parts are evenly distributed and
+    in random order (a Latin hypercube sample: McKay, Beckman and Conover 1979), by a constant seed.
+
+    Args:
+        n: number of items.
+        count: how many to take, 0 <= count <= n.
+    """
+    starts = [part * n // count for part in range(count + 1)] if count else [0]
+    drawn = random.Random(0)
+    order = sorted(range(count), key=lambda _: drawn.random())
+    return [
+        at + int((place + 0.5) / count * (end - at)) for place, (at, end) in zip(order, pairwise(starts), strict=True)
+    ]
 
 
 def spread(n: int) -> list[int]:

@@ -37,6 +37,14 @@ class Digest(Protocol):
         """Add bytes."""
 
 
+def add_feed(sha: Digest, feed: Mapping[str, NDArray[Any]]) -> None:
+    """Update a hash with the arrays of a sample."""
+    for name, value in sorted(feed.items()):
+        array = np.ascontiguousarray(value)
+        sha.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
+        sha.update(array.tobytes() if not array.dtype.hasobject else repr(array.tolist()).encode())
+
+
 class Source(ABC):
     """Samples by number, before preprocessing and before they are checked against the model.
 
@@ -64,10 +72,7 @@ class Source(ABC):
 
     def digest(self, index: int, sha: Digest) -> None:
         """Update a hash with the content of a sample."""
-        for name, value in sorted(self.load(index).feed.items()):
-            array = np.ascontiguousarray(value)
-            sha.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
-            sha.update(array.tobytes() if not array.dtype.hasobject else repr(array.tolist()).encode())
+        add_feed(sha, self.load(index).feed)
 
     def close(self) -> None:  # noqa: B027  # most sources have nothing to remove
         """Remove temporary files, if any."""

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from onnxshot.calibration.arrays import FileArray, Headers, open_npy, open_npz
 from onnxshot.calibration.checks import InputSpec, Sample, fits, only_input
+from onnxshot.calibration.item_batches import parts_of
 from onnxshot.calibration.sources import Checked, Source, renamed
 from onnxshot.errors import CalibrationError
 from onnxshot.files.atomic_write import scratch_kept
 from onnxshot.files.temporary_folders import Part
+
+_NAMELESS = ("", "arr_0")  # what np.savez calls an array without a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,20 @@ class Stack(Source):
         self._label, self._folder = label, folder
         self._arrays = renamed(arrays, specs)
         self._count, self._cuts = _cuts(self._arrays, specs)
+        notes = []
+        if (rows := self._rows_of_each(specs)) > 1:
+            notes.append(f"each of the {self._count} samples of {label} is a batch of {rows}")
+        if (given := next(iter(arrays), "")) not in self._arrays and given not in _NAMELESS:
+            notes.append(f"{given!r} of {label} is taken as input {specs[0].name!r}")
+        self.notes = tuple(notes)
+
+    def _rows_of_each(self, specs: Sequence[InputSpec]) -> int:
+        """The length of the batch that each x[i] is; 1 where it is one sample."""
+        first = {k: self._cuts[k].take(x, 0) if k in self._cuts else np.asarray(x) for k, x in self._arrays.items()}
+        if not any(cut.step == 0 for cut in self._cuts.values()) or not {spec.name for spec in specs} <= set(first):
+            return 1
+        parts = parts_of(first, specs)
+        return 1 if parts is None else parts.count
 
     def __len__(self) -> int:
         return self._count

@@ -13,7 +13,8 @@ A text holds tokens in double brackets, and `worded` replaces them:
     [[one text|another text]]      one text                                   another text
 
 Words in capitals stand for what the reader puts in. In commands, `calib=DATA` is worded as the options by which the
-running command was given its samples (`with_samples`). Names are those of Python. Errors and findings replace tokens
+running command was given its samples (`with_samples`). In Python, options of `inspect` stand in `recipe=Recipe(...)`,
+and globs that are given several times in a list. Names are those of Python. Errors and findings replace tokens
 themselves; other texts are given to `worded` where they are made.
 """
 
@@ -52,6 +53,7 @@ OPTIONS = {
 TOKEN = re.compile(r"\[\[([a-zA-Z-][^\[\]|]*(?:\[[^\[\]]*\][^\[\]|]*)?(?:\|[^|]*?)?)\]\]")
 _OPTION = re.compile(r"([a-z_]+)(?:=(.*))?", re.DOTALL)
 _AS_IT_IS = re.compile(r"-?\d+(\.\d+)?|[A-Z][A-Z_]*|True|False|None")  # numbers, and what a reader puts in
+_REPEATED = ("exclude", "include")
 _DATA = "calib=DATA"
 _command = os.environ.get(VARIABLE) == "command"
 _samples = ""  # options, such as "--calib data --preset imagenet"
@@ -109,8 +111,20 @@ def _worded(token: str) -> str:
         ]
         return " ".join(("onnxshot", "quantize" if verb == "tune" else verb, *said))
     said = [_literal(word) for word, found in parts if not found]
-    said += [_python(found[1], found[2], call=True) for _, found in parts if found]
+    said += _arguments(verb, [(found[1], found[2]) for _, found in parts if found])
     return f"onnxshot.{verb}({', '.join(said)})"
+
+
+def _arguments(verb: str, options: list[tuple[str, str | None]]) -> list[str]:
+    """The options of a command as arguments of the function of that name."""
+    globs: dict[str, list[str]] = {name: [v for n, v in options if n == name and v] for name in _REPEATED}
+    lists = [f"{name}={json.dumps(found, ensure_ascii=False)}" for name, found in globs.items() if found]
+    others = [(name, value) for name, value in options if name not in _REPEATED]
+    if verb != "inspect":
+        return [*(_python(name, value, call=True) for name, value in others), *lists]
+    of_data = [_python(name, value, call=True) for name, value in others if name == "calib"]
+    fields = [*(_python(name, value) for name, value in others if name != "calib"), *lists]
+    return [*of_data, f"recipe=onnxshot.Recipe({', '.join(fields)})"] if fields else of_data
 
 
 def counted(count: int, what: str) -> str:

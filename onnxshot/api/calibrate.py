@@ -58,7 +58,7 @@ def calibrate(
         transform: Called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: Which tensors are observed. Only its target, includes and excludes matter.
         settings: Threads, samples, device.
-        holdout: Share of the samples, the last ones, that is held out, in [0, 1).
+        holdout: Share of the samples, spread over all, that is held out, in [0, 1).
 
     Returns:
         The statistics, which `quantize` takes as `stats` once they are in a file.

@@ -89,7 +89,7 @@ def compress(
 
     Args:
         model: Path of an .onnx file, a ModelProto, its bytes, or a result.
-        calib: Calibration data, as `quantize` takes it. The last quarter is held out: it judges all stages, and no
+        calib: Calibration data, as `quantize` takes it. A quarter is held out: it judges all stages, and no
             stage learns from it.
         recipe: The stages, or the path of a recipe file. A recipe of quantization alone may be combined with the
             arguments below.

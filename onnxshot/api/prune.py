@@ -81,7 +81,7 @@ def prune(
 
     Args:
         model: Path of an .onnx file, a ModelProto, its bytes, or a result.
-        calib: Calibration data, as `quantize` takes it; the last quarter is held out to judge the result. Without data,
+        calib: Calibration data, as `quantize` takes it; a quarter is held out to judge the result. Without data,
             weights are pruned by magnitude and nothing compensates for the zeros.
         sparsity: Share of the weights of all prunable layers that becomes zero, in [0, 1). An N:M pattern fixes it.
         pattern: 'unstructured'; 'N:M' (N of M neighbouring inputs remain); 'block:RxC' (R outputs by C inputs).

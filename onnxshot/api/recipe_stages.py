@@ -106,7 +106,7 @@ def run_recipe_stage(
     stats: str | Path | None = None,
     decided: Mapping[str, Any] | None = None,
 ) -> StageResult:
-    """Run one stage, which stamps its model but does not write it; the last quarter of the samples is held out.
+    """Run one stage, which stamps its model but does not write it; a quarter of the samples is held out.
 
     Args:
         stage: The stage.

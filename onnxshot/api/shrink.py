@@ -13,7 +13,8 @@ from onnxshot.calibration.calib_types import Calib
 from onnxshot.calibration.checks import Sample
 from onnxshot.calibration.given import Transform, with_transform
 from onnxshot.calibration.preset import Preset
-from onnxshot.calibration.readers import Dataset
+from onnxshot.calibration.readers import Dataset, split
+from onnxshot.calibration.sample_parts import HOLDOUT
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.channels.candidate_models import CandidateBuilder
@@ -179,7 +180,9 @@ def shrink_as_recorded(
     reference = _reference(original, data, report, settings)
     samples = Samples()
     if data is not None:
-        samples = _samples(data.subset(range(min(used, len(data)))), report, settings)
+        # one of several stages learned from those that are not held out, a run of its own from all
+        numbers = split(len(data), HOLDOUT)[0] if used < len(data) else range(len(data))
+        samples = _samples(data.subset(numbers), report, settings)
     structure = _structure(original, samples, asked, report, settings)
     made = None
     if structure.eligible.groups:

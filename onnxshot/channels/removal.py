@@ -88,7 +88,7 @@ def removal_from_record(values: Mapping[str, Any], axes: Axes, eligible: Eligibl
 
 
 def recorded_samples(values: Mapping[str, Any]) -> int:
-    """Number of samples, from the first on, that the recorded run used. Raises UsageError for a malformed number."""
+    """Number of samples that the recorded run used. Raises UsageError for a malformed number."""
     samples = values.get("samples")
     if type(samples) is not int or samples < 0:
         raise UsageError(f"decided.samples is {shown(samples)}", _HINT)

@@ -57,7 +57,7 @@ def calibrate(
     holdout: Annotated[
         float,
         typer.Option(
-            metavar="SHARE", rich_help_panel=DATA, help="Share of the samples, the last ones, to judge a result on."
+            metavar="SHARE", rich_help_panel=DATA, help="Share of the samples, spread over all, to judge a result on."
         ),
     ] = 0.25,
     cache: CacheOpt = True,

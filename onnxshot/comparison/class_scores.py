@@ -175,6 +175,11 @@ class Scores:
         return self.agreed / self.decided if self.decided and self._are_scores() else None
 
     @property
+    def undecided(self) -> int:
+        """Rows without a clear highest score; 0 if the output is no class scores."""
+        return self.rows - self.decided if self.rows and self._are_scores() else 0
+
+    @property
     def monotonous(self) -> bool:
         """Whether the float model gives the same answer in all of several cases: agreement then shows little."""
         return self.agreement is not None and self.decided > 1 and not self.differs

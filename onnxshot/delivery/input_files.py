@@ -74,6 +74,8 @@ def of_calib(calib: Any) -> tuple[Read, ...]:
         if _exists(Path(calib)):
             return (Read(Path(calib), "one of the samples", SAMPLES),)
         return of_function(str(calib), "the reader of samples")
+    if type(calib) in (list, tuple) and (listed := [one for one in calib if isinstance(one, str | Path)]):
+        return tuple(Read(Path(one), "one of the samples") for one in listed if _exists(Path(one)))
     feeds = calib if type(calib) in (list, tuple) else (calib,)  # iterating other classes would run their code
     arrays = (array for feed in feeds for array in (feed.values() if type(feed) is dict else (feed,)))
     mapped = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}

@@ -11,10 +11,11 @@ from onnxshot.planning.name_patterns import is_lenient, match_nodes, nodes_by_na
 from onnxshot.planning.plan import DYNAMIC, DYNAMIC16, FLOAT, STORED, WEIGHTS
 from onnxshot.recipes.layer_rule import LayerRule
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.values import MEASURED
 
 _EXCLUDED = "excluded by "
 _BY_LAYERS = "left in float by `layers` of the result's recipe"
-_MEASURED = "left in float, as measured: quantized it was slower, or cost too much accuracy"
+_MEASURED = f"{MEASURED}: quantized it was slower, or cost too much accuracy"
 
 
 class NodeRecipes:

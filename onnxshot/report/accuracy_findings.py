@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from onnxshot.report.advice import BAD, CAUTION, FLOOR_DB, Values, cases_of, decibels, is_comparison, level_of, to_gain
+from onnxshot.report.advice import (
+    BAD,
+    CAUTION,
+    FLOOR_DB,
+    Values,
+    cases_of,
+    decibels,
+    is_comparison,
+    level_of,
+    to_gain,
+    to_inspect,
+)
 from onnxshot.report.finding import MOST_NAMED, Finding, too_different, too_low
 from onnxshot.report.gain_findings import NOTHING, nothing_quantized
 from onnxshot.report.token_figures import (
@@ -150,7 +161,7 @@ def stages_below(values: Values) -> Iterator[Finding]:
             what = f"stage {stage['name']!r} does not reach its target"
             yield Finding(BAD, what, "no more can be removed: ask for less")
         elif own and nothing_quantized(own):
-            yield Finding(BAD, NOTHING, "see for each node why it stays float: [[inspect MODEL]]")
+            yield Finding(BAD, NOTHING, f"see for each node why it stays float: {to_inspect(own)}")
 
 
 def optimizer(values: Values) -> Iterator[Finding]:
@@ -169,8 +180,8 @@ def optimizer(values: Values) -> Iterator[Finding]:
     else:
         text += f": {decibels(with_them)} with them, {decibels(without)} without"
     plain = (values.get("recipe") or {}).get("target", "ort") == "ort"
-    then = "take [[target=ort-avx2]] if" if plain else "see whether"
-    hint = f"{then} sums of int8 saturate on the CPU that will run it: [[onnxshot.doctor()|onnxshot doctor]]"
+    then = "take [[target=ort-avx2]] if sums of int8 saturate on this CPU, else judge by the figures with them; "
+    hint = f"{then if plain else ''}see whether sums of int8 saturate: [[onnxshot.doctor()|onnxshot doctor]]"
     yield Finding(CAUTION, text, hint)
 
 
@@ -215,6 +226,10 @@ def own_samples(values: Values) -> Iterator[Finding]:
     if samples.get("calibration") and samples.get("held_out") == 0:
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
         yield Finding(CAUTION, what, _to_give_more(values))
+    elif (distinct := samples.get("distinct", count)) <= _FEW_JUDGED < count:
+        what = "all are copies of one" if distinct == 1 else f"only {distinct} differ"
+        hint = "give samples that differ, like those that it will see: [[calib=DATA]]"
+        yield Finding(CAUTION, f"of the {count} samples that it was judged on, {what}", hint)
     elif count <= _FEW_JUDGED:
         of = "one sample" if count == 1 else f"{count} samples"
         yield Finding(CAUTION, f"it was judged on {of} alone, too few to be sure", _to_give_more(values))

@@ -143,8 +143,22 @@ def _kept(values: Values) -> str:
     """What was asked for beside the goal, for a command that asks again: where it runs, and how it computes."""
     recipe = values.get("recipe") or {}
     usual = {"target": "ort", "mode": "weights" if recipe.get("bits") else "static", "bits": None}
-    kept = {name: recipe.get(name) for name, value in usual.items() if recipe.get(name) not in (None, value)}
-    return "".join(f" {name}={value}" for name, value in kept.items())
+    return _options(recipe, usual)
+
+
+def _options(recipe: Values, usual: Mapping[str, str | None]) -> str:
+    """These fields of a recipe where they are not as usual, and its globs, as options of a command."""
+    kept = [(name, recipe.get(name)) for name, value in usual.items() if recipe.get(name) not in (None, value)]
+    kept += [(name, glob) for name in ("exclude", "include") for glob in recipe.get(name) or ()]
+    words = (shlex.quote(f"{name}={value}") for name, value in kept)
+    return "".join(f" {word}" for word in words if not set(word) & set("[]|"))  # which no token may hold
+
+
+def to_inspect(values: Values) -> str:
+    """The command that says for each node what is done with it, by the recipe of a report."""
+    recipe = values.get("recipe") or {}
+    mode = "static" if recipe.get("mode") != "auto" else "auto"  # which inspect does not take
+    return f"[[inspect MODEL{_options(recipe, {'target': 'ort', 'mode': mode, 'precision': 'int8'})}]]"
 
 
 def _of_pruning(values: Values) -> str:

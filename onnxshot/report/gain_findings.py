@@ -17,9 +17,11 @@ from onnxshot.report.advice import (
     sizes,
     smaller,
     to_gain,
+    to_inspect,
     with_goal,
 )
 from onnxshot.report.finding import MOST_NAMED, Finding, too_low
+from onnxshot.report.values import MEASURED
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE
 from onnxshot.targets import RUNTIMES
 
@@ -37,7 +39,11 @@ def nothing(values: Values) -> Iterator[Finding]:
 
 
 def _to_quantize_more(values: Values) -> str:
-    return faster(values) or smaller(values) or "see for each node why it stays float: [[inspect MODEL]]"
+    better = faster(values) or smaller(values)
+    reasons = [str(skip.get("reason", "")) for skip in values.get("skips") or ()]
+    if not better and nothing_quantized(values) and any(reason.startswith(MEASURED) for reason in reasons):
+        return f"{_KEEP}: int8 was measured to be slower here, or to cost too much accuracy"
+    return better or f"see for each node why it stays float: {to_inspect(values)}"
 
 
 def nothing_quantized(values: Values) -> bool:
@@ -64,8 +70,8 @@ def size_and_speed(values: Values) -> Iterator[Finding]:
     for artifact in larger:
         change = " -> ".join(sizes(size, artifact["bytes"]))
         what = f"the {artifact['format']} file is larger than the input: {change}"
-        hint = smaller(values)
-        if not hint and searches(values) and not _came_quantized(values):
+        hint = smaller(values)  # a search for a size would find the float model again where nothing was quantized
+        if not hint and searches(values) and not (_came_quantized(values) or nothing_quantized(values)):
             hint = with_goal(values, f"max_size={size / 1e6:.3g}")
         yield Finding(level, what, hint or "keep the input, unless the result is faster and that matters more")
     if slower:

@@ -17,6 +17,8 @@ GAP_DB = 3.0
 A larger one is a fault of the runtime, or arithmetic that saturates. On a few samples, two runs that only round
 differently were observed to differ by up to 2.6 dB.
 """
+MEASURED = "left in float, as measured"
+"""How the reason of a node begins that a search left in float."""
 VECTOR = "a vector, as of biases or norms: these stay float"
 """The reason of vectors in `Report.float_weights`; the terminal does not list them."""
 

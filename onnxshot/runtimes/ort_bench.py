@@ -27,6 +27,7 @@ CLEAR = 0.05
 """Relative precision that suffices for the ratio of two models if it is sure which of them is faster."""
 _SHARE = 8  # of the memory budget: larger models are timed in parts, as their sessions hold weights twice, packed too
 _ONE_SIDED = 0.95  # share of the rounds: other load on the machine makes a slower model faster in some of them
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 % quantile of t, by degrees of freedom from 1
 _CHECKED = 10  # rounds between two checks whether the ratios are precise enough
 
 
@@ -230,8 +231,9 @@ def settled(ms: NDArray[np.float64], precision: float, clear: float | None = Non
 def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether each model is known to be faster or slower than the first, or equally fast.
 
-    It is known if 1 lies outside a 95 % interval around the median of the paired ratios, and the ratio of the medians
-    is on the same side; or if all of them are within NOISE of 1.
+    It is known if 1 lies outside two 95 % intervals around the median of the paired ratios, and the ratio of the
+    medians is on the same side; or if all of them are within NOISE of 1. One interval takes the rounds as independent,
+    the other allows for other load on the machine, which slows one model down for some rounds on end.
 
     Args:
         ms: [rounds, models] milliseconds.
@@ -239,7 +241,9 @@ def is_sure(ms: NDArray[np.float64]) -> NDArray[np.bool_]:
     Returns:
         [models] booleans.
     """
-    middle, width = _notch(ms[:, :1] / ms)
+    ratios = ms[:, :1] / ms
+    middle, width = _notch(ratios)
+    width = np.maximum(width, _width_of_batches(ratios))
     medians = np.median(ms, axis=0)
     others = medians[0] / medians
     low, high = np.minimum(middle - width, others), np.maximum(middle + width, others)
@@ -255,3 +259,17 @@ def _notch(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     """
     low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
     return middle, 1.57 * (high - low) / math.sqrt(len(ratios))
+
+
+def _width_of_batches(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half the width of a 95 % interval around each column, from the scatter of batches of consecutive rounds.
+
+    The method of batch means, with medians, in 10 batches: Schmeiser 1982, Batch Size Effects in the Analysis of
+    Simulation Output.
+    """
+    count = min(len(_STUDENT) + 1, len(ratios))
+    if count < 2:
+        return np.full(ratios.shape[1], np.inf)
+    batches = np.stack([np.median(batch, axis=0) for batch in np.array_split(ratios, count)])
+    found: NDArray[np.float64] = _STUDENT[count - 2] * batches.std(axis=0, ddof=1) / math.sqrt(count)
+    return found

@@ -133,7 +133,7 @@ def _why_nothing(model: Model) -> str:
     """Say why nothing was quantized; some models, such as decision trees, have nothing to quantize."""
     nodes = [node for _, node in model.walk()]
     if any(is_weighted(node) or is_embedding(node) for node in nodes):
-        return worded("nothing was quantized: [[inspect MODEL]] says why, node by node")
+        return worded("nothing was quantized: [[report.skips|--report FILE]] says why, node by node")
     ops = list(dict.fromkeys(node.op for node in nodes))
     named = ", ".join(ops[:_NAMED]) + (f" and {len(ops) - _NAMED} more" if len(ops) > _NAMED else "")
     return f"there is nothing to quantize: no layer of the model multiplies with a weight; its operators: {named}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from onnx import ModelProto
 
 from onnxshot import memory
 from onnxshot.calibration.readers import Dataset, Sample
+from onnxshot.calibration.sources import add_feed
 from onnxshot.comparison.class_scores import Scores, know_each_other, makers_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.output_matches import CLASSES, DECISIONS, LABELS, Match, Matches
@@ -30,7 +32,7 @@ from onnxshot.verification.causality import is_causal
 from onnxshot.verification.compare_tensors import SAMPLES, closest, compare_tensors
 from onnxshot.verification.io_contract import contract, difference, with_frozen
 from onnxshot.verification.output_errors import OutputRow, Outputs, Picks, Sums, Totals
-from onnxshot.verification.output_notes import one_answer, optimizer_loses, optimizer_note, part_note, pick_notes
+from onnxshot.verification.output_notes import answers_note, optimizer_loses, optimizer_note, part_note, pick_notes
 from onnxshot.verification.paired_runs import run_both
 from onnxshot.verification.tensor_errors import Scaled, TensorRow
 
@@ -48,6 +50,7 @@ class Comparison:
         unoptimized_db: SQNR in dB over the first samples, with the runtime's graph optimizations off.
         optimized_db: SQNR in dB over the same samples, with the optimizations on, as deployed.
         samples: Number of samples compared.
+        distinct: Number of different samples among them.
         agreement: Top-1 agreement, 0..1, of the first output that looks like class scores; None if none does.
         cases: Number of cases that it is a share of; 0 if unknown.
         contract: First difference of inputs and outputs, as a clause; empty if there is none.
@@ -69,6 +72,7 @@ class Comparison:
     unoptimized_db: float | None
     optimized_db: float | None
     samples: int
+    distinct: int
     agreement: float | None = None
     cases: int = 0
     contract: str = ""
@@ -148,8 +152,10 @@ def compare(
     sums, picks = _sums(setup, names, makers, tokens), Picks(setup)
     matches = Matches(makers, [name for name in names if sums[name].scores is None])
     totals, first_samples, kept = Totals(), list[Sample](), Spool()
-    count, has_picks = 0, True
+    count, has_picks, seen = 0, True, set[bytes]()
     for sample, wanted, got in run_both(float_runner, runner, samples, workers, setup):
+        add_feed(digest := hashlib.blake2b(digest_size=16), sample.feed)
+        seen.add(digest.digest())
         for name in names:
             if name in got:  # sort keys are missing if the candidate picked for itself
                 sums[name].add(wanted[name], got[name], sample.name, totals, first=count < SAMPLES)
@@ -182,7 +188,7 @@ def compare(
         others = compare_tensors(form, prepared, first_samples, far, threads=threads, scaled=scaled)
         rows = closest(rows, others)
     kept.close()
-    found = _comparison(sums, totals, count, matches, picks, tokens)
+    found = _comparison(sums, totals, (count, len(seen)), matches, picks, tokens)
     notes = [f"output {name!r} is a {kind}, which is not compared" for name, kind in kinds.items()]
     return replace(
         found, contract=difference(*sides), notes=(*notes, *setup.notes, *found.notes), tensors=rows,
@@ -250,11 +256,12 @@ def _scores(name: str, makers: Mapping[str, str]) -> Scores:
 def _comparison(
     sums: Mapping[str, Sums],
     totals: Totals,
-    count: int,
+    counts: tuple[int, int],  # samples, and different ones
     matches: Matches,
     picks: Picks | None = None,
     tokens: TokenScores | None = None,
 ) -> Comparison:
+    count, distinct = counts
     ordered = picks.matches() if picks is not None else {}
     known = matches.found()
     know_each_other(entry.scores for entry in sums.values())
@@ -271,6 +278,7 @@ def _comparison(
         unoptimized_db=totals.plain.value,
         optimized_db=totals.first.value,
         samples=count,
+        distinct=distinct,
         agreement=next((r.agreement for r in rows if r.agreement is not None), None),
         cases=next((r.cases for r in rows if r.agreement is not None), 0),
         not_finite=tuple(text for entry in sums.values() for text in entry.not_finite),
@@ -281,7 +289,7 @@ def _comparison(
             *(f"output {r.name!r}: other shapes on {r.other_shape} of {count} samples" for r in rows if r.other_shape),
         ))),
         one_answer=tuple(
-            filter(None, (one_answer(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)))
+            filter(None, (answers_note(row, sums[name].scores) for name, row in zip(sums, rows, strict=True)))
         ),
         ordered={name: match.share for name, match in ordered.items()},
         tokens=tokens if tokens is not None and tokens.positions else None,
@@ -341,7 +349,7 @@ def compare_loaded(reference: Runnable, candidate: Loaded, samples: Dataset, *, 
         for name in names:
             sums[name].add(wanted[name], got[name], sample.name, totals, first=False)
         matches.add(wanted, got)
-    found = _comparison(sums, totals, len(samples), matches)
+    found = _comparison(sums, totals, (len(samples), len(samples)), matches)
     left_out = [name for name in common if name not in names]
     if not left_out:
         return found

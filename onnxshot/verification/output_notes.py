@@ -10,8 +10,11 @@ from onnxshot.verification.output_errors import OutputRow, Picks
 _NOISE_FLOOR_DB = 60.0  # above it, rounding alone explains a difference between two runs
 
 
-def one_answer(row: OutputRow, scores: Scores | None) -> str:
-    """A note on class scores whose highest class is always the same; else empty."""
+def answers_note(row: OutputRow, scores: Scores | None) -> str:
+    """A note on class scores whose highest class is always the same, or mostly undecided; else empty."""
+    if scores is not None and 2 * scores.undecided > scores.rows and (row.match is None or row.match.kind == CLASSES):
+        what = f"in {scores.undecided} of {scores.rows} cases the float model's two highest classes are nearly equal"
+        return f"output {row.name!r}: {what}: agreement does not count them; judge on samples that it knows"
     if scores is None or not scores.monotonous or row.match is None or row.match.kind != CLASSES:
         return ""
     what = f"the float model gives class {scores.answer} in all {scores.decided} cases"

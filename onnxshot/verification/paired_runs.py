@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from onnxshot.calibration.checks import refuse_not_finite
 from onnxshot.calibration.readers import Dataset, Sample
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup
 from onnxshot.runtimes.base import Loaded
@@ -32,6 +33,7 @@ def run_both(
     def look(item: Any) -> tuple[Sample, Outputs, Outputs]:
         sample = get(item)
         wanted = float_runner.run(sample.feed)
+        refuse_not_finite(sample, wanted)
         return sample, wanted, other.run(setup.feed(sample.feed, wanted))
 
     yield from in_order(look, items, workers)
@@ -58,6 +60,7 @@ def _run_in_parts(
         def replies() -> Iterator[Feed]:
             for number, wanted in enumerate(float_runner.run_all(given(), workers)):
                 sample = read.popleft()
+                refuse_not_finite(sample, wanted)
                 for name, value in wanted.items():
                     waiting.put((number, name), value)
                 shown.append((sample, list(wanted)))

@@ -54,7 +54,7 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
     }  # fmt: skip
     if found.token_inputs and random:
         known["token_inputs"] = list(found.token_inputs)
-    report.samples["judged"] = found.samples
+    report.samples |= {"judged": found.samples, "distinct": found.distinct}
     if found.agreement is not None and found.cases:
         report.samples["cases"] = found.cases
     if found.tensors:

@@ -17,6 +17,7 @@ from planned_models import FAST, PROVEN, initializers, nodes_of, run, sqnr
 
 import onnxshot
 from onnxshot import Settings, quantize
+from onnxshot.calibration.readers import split
 from onnxshot.delivery.record import RECIPE_KEY, VERSION_KEY
 from onnxshot.delivery.write_results import RANDOM_KEY
 from onnxshot.errors import CalibrationError, ModelError, OnnxshotError, TargetError, UsageError
@@ -181,10 +182,25 @@ def test_a_few_samples_of_many(tmp_path: Path) -> None:
 def test_nan_names_the_tensor_and_the_sample() -> None:
     case = HANDMADE["resnet_block"]()
     bad = samples([dict(f) for f in case.feeds])
-    bad[3]["x"] = bad[3]["x"].copy()
-    bad[3]["x"][0, 0, 0, 0] = np.nan
-    with pytest.raises(CalibrationError, match=r"'x' is NaN or infinite on sample '#3'"):
+    number = split(len(bad))[0][1]
+    bad[number]["x"] = bad[number]["x"].copy()
+    bad[number]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(CalibrationError, match=f"'x' is NaN or infinite on sample '#{number}'"):
         quantize(case.model, bad, settings=FAST)
+
+
+def test_nan_in_a_sample_that_judges_is_not_the_models_fault() -> None:
+    case = HANDMADE["resnet_block"]()
+    made = quantize(case.model, case.feeds, settings=FAST).model.to_proto()
+    bad = samples([dict(f) for f in case.feeds])
+    number = split(len(bad))[1][0]
+    for value in (np.nan, np.inf):
+        bad[number]["x"] = case.feeds[number]["x"].copy()
+        bad[number]["x"][0, 0, 0, 0] = value
+        with pytest.raises(CalibrationError, match=f"sample '#{number}' holds NaN or infinity in input 'x'"):
+            onnxshot.compare(case.model, made, bad)
+        with pytest.raises(CalibrationError, match=f"sample '#{number}' holds NaN or infinity in input 'x'"):
+            quantize(case.model, bad, settings=replace(FAST, verify=True))
 
 
 # ---------------------------------------------------------------------- what comes out

@@ -179,7 +179,7 @@ def test_a_cut_comes_before_what_is_quantized_of_it(given_model: Path, folder: P
 def test_a_cut_among_stages_learns_from_what_it_learned_from(given_model: Path, folder: Path, tmp_path: Path) -> None:
     recipe = Stages((ShrinkStage(target_flops=0.8, multiple=1), Recipe(effort="fast")))
     compress(given_model, folder, recipe=recipe, output=tmp_path / "a.onnx", settings=QUICK)
-    assert load_records(tmp_path / "a.onnx").runs[0].decided["samples"] == 18, "the last quarter judges"
+    assert load_records(tmp_path / "a.onnx").runs[0].decided["samples"] == 18, "a quarter judges"
     with nothing_measured():
         assert replay(given_model, tmp_path / "a.recipe.yaml", tmp_path / "b.onnx").same is True
 

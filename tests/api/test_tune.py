@@ -12,6 +12,7 @@ import pytest
 from fixture_data import FIXTURES, accuracy, fixture, heldout
 from fixture_runs import PROVEN, QUICK, command, data_of, outputs, sqnr
 from handmade.core import Feed, model
+from parted import held_out
 from tiny_decoders import decoder, encoder, no_past, texts, written
 
 from onnxshot import Goal, errors, quantize, tune
@@ -42,8 +43,8 @@ def base(given: list[Feed]) -> Result:
 
 
 def judged(model: onnx.ModelProto | Path, given: list[Feed]) -> float:
-    """SQNR over the last quarter of the samples, which calibration does not see."""
-    return sqnr(outputs(fixture(NAME), given[12:]), outputs(model, given[12:]))
+    """SQNR over the quarter of the samples, which calibration does not see."""
+    return sqnr(outputs(fixture(NAME), held_out(given)), outputs(model, held_out(given)))
 
 
 def test_a_least_sqnr_is_reached_with_few_nodes_in_float(given: list[Feed], base: Result, tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_a_candidate_that_its_own_run_makes_better_is_not_rejected(
     calib = [{"x": rng.normal(0, 1, (1, 3, 16, 16)).cumsum(-1).astype(np.float32)} for _ in range(16)]
 
     def db(made: onnx.ModelProto | Path) -> float:
-        return sqnr(outputs(proto, calib[12:]), outputs(made, calib[12:]))
+        return sqnr(outputs(proto, held_out(calib)), outputs(made, held_out(calib)))
 
     plain = db(quantize(proto, calib, settings=QUICK).model.to_proto())
     limit = Goal(min_sqnr=plain + 1.0)

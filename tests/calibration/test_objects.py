@@ -129,7 +129,7 @@ def test_tuples_go_in_the_order_of_the_inputs():
         np.testing.assert_array_equal(values(data, "ids"), IDS)
         np.testing.assert_array_equal(values(data, "mask"), mask)
     assert "elements of each item are taken in the order of the inputs: 'ids', 'mask'" in open_data(per_row, TEXT).notes
-    assert "the 2 arrays are the inputs 'ids', 'mask', in this order" in open_data((IDS, mask), TEXT).notes
+    assert "the first 2 arrays are the inputs 'ids', 'mask', in this order" in open_data((IDS, mask), TEXT).notes
     assert "has 1 elements; the model has 2 inputs: 'ids', 'mask'" in refused([(IDS,)], TEXT)
     assert "gives arrays without names" in refused([IDS], TEXT)
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from onnxshot.calibration.readers import split
 from onnxshot.calibration.sample_parts import LEAST_CHOOSING, MOST_CHOOSING, parts_of, trial_samples
 
 
@@ -17,17 +18,19 @@ def test_every_sample_is_in_one_part(n: int) -> None:
 
 
 def test_choosing_samples_are_evenly_spaced() -> None:
-    choosing = parts_of(400).choosing
-    assert len(choosing) == MOST_CHOOSING
-    gaps = [b - a for a, b in itertools.pairwise(choosing)]
+    parts = parts_of(400)
+    others = sorted([*parts.ranging, *parts.choosing])
+    places = [others.index(number) for number in parts.choosing]
+    assert len(places) == MOST_CHOOSING
+    gaps = [b - a for a, b in itertools.pairwise(places)]
     assert max(gaps) - min(gaps) <= 1
-    assert choosing[0] < gaps[0]
-    assert choosing[-1] >= 300 - max(gaps)
+    assert places[0] < gaps[0]
+    assert places[-1] >= 300 - max(gaps)
 
 
 def test_without_choices_all_that_are_not_held_out_are_for_ranges() -> None:
     parts = parts_of(64, choices=False)
-    assert (parts.ranging, parts.choosing, parts.held_out) == (list(range(48)), [], list(range(48, 64)))
+    assert (parts.ranging, parts.choosing, parts.held_out) == (split(64)[0], [], split(64)[1])
 
 
 @pytest.mark.parametrize("calibrated", [48, 72])

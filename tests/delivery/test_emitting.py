@@ -9,6 +9,7 @@ import onnx
 import pytest
 from copying_runtime import Copying
 from handmade import HANDMADE
+from parted import held_out
 from planned_models import FAST, PROVEN
 
 import onnxshot
@@ -72,7 +73,7 @@ def test_an_artifact_is_run_in_its_own_runtime(copying: Copying, tmp_path: Path)
     assert copied.honoured == pytest.approx(30 / 32)
     assert plain.honoured is None
     total, runners = SqnrSum(), (Runner(case.model.SerializeToString()), Runner(tmp_path / "net.onnx"))
-    for feed in case.feeds[-result.report.samples["held_out"] :]:
+    for feed in held_out(case.feeds):
         wanted, got = (runner.run(feed) for runner in runners)
         for name in wanted:
             total.add(wanted[name], got[name])

@@ -167,7 +167,7 @@ def test_samples_that_differ_between_processes_are_an_error(tmp_path: Path) -> N
 def test_values_that_are_not_finite_are_refused_in_their_shard(tmp_path: Path) -> None:
     path, settings = net(tmp_path / "net.onnx"), Settings(samples="all", use_cache=False, threads=1)
     given = feeds(20)
-    given[2]["x"][0, 1, 3] = np.nan
+    given[split(20)[0][2]]["x"][0, 1, 3] = np.nan
     *_, last = ShardedPass(False, 3).shares()
     with pytest.raises(CalibrationError, match="NaN or infinite"):
         run_shard(watched(path, given, settings), last, Recipe(), settings)

@@ -283,4 +283,4 @@ def test_numbers_are_those_of_a_simulation_in_numpy() -> None:
         step = float(plan.params_of("y").scale)
         off = np.abs(found - simulated)
         assert off.max() < 2.5 * step, "a tie that rounds the other way moves an output by a step or two"
-        assert np.mean(off > 0.5 * step) < 0.02
+        assert np.mean(off > 0.5 * step) < 0.03

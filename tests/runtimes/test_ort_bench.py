@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 from onnxshot import memory
 from onnxshot.graph.lean_model import LeanModel
 from onnxshot.runtimes.base import Feed
-from onnxshot.runtimes.ort_bench import Latency, bench, bench_loaded, is_sure, settled
+from onnxshot.runtimes.ort_bench import NOISE, Latency, bench, bench_loaded, is_sure, settled
 
 RNG = np.random.default_rng(0)
 
@@ -34,6 +34,19 @@ def test_it_is_sure_only_if_the_scatter_is_less_than_the_difference(
     base = np.exp(RNG.normal(0, scatter, 40))
     other = factor * np.exp(RNG.normal(0, scatter, 40))
     assert list(is_sure(np.stack([base, other], axis=1))) == [True, sure]
+
+
+def test_load_that_lasts_for_some_rounds_is_not_taken_for_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    wrong, missed = 0, 0
+    for _ in range(100):
+        drift = np.repeat(rng.normal(0, 0.05, 8), 25)  # what slows one of two alike models down, for 25 rounds
+        base, other = (np.exp(rng.normal(0, 0.02, 200)) for _ in range(2))
+        ratio = np.median(base / (other * np.exp(drift)))
+        wrong += bool(is_sure(np.stack([base, other * np.exp(drift)], axis=1))[1]) and abs(ratio - 1) > NOISE
+        missed += not is_sure(np.stack([base, other * np.exp(drift) / 1.2], axis=1))[1]
+    assert wrong <= 20
+    assert missed <= 15
 
 
 def test_it_is_not_sure_if_pairs_and_medians_disagree() -> None:

@@ -11,6 +11,7 @@ from fixture_runs import QUICK, outputs, sqnr
 from handmade.core import Feed, feeds
 from loud_layer import LOUD, network
 from onnx import numpy_helper
+from parted import held_out
 
 from onnxshot import Goal, memory, quantize, tune
 from onnxshot.graph.lean_model import LeanModel
@@ -36,8 +37,8 @@ def bits(proto: onnx.ModelProto) -> dict[str, float]:
 
 
 def judged(proto: onnx.ModelProto, given: list[Feed]) -> float:
-    """SQNR on the last quarter of the samples, from which nothing is chosen."""
-    return sqnr(outputs(network(), given[12:]), outputs(proto, given[12:]))
+    """SQNR on the quarter of the samples, from which nothing is chosen."""
+    return sqnr(outputs(network(), held_out(given)), outputs(proto, held_out(given)))
 
 
 def test_the_layer_that_matters_gets_the_bytes(given: list[Feed], tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_row30_a_weight_behind_another_node_is_a_weight(wrapper: str, op: str) -
     wanted = OPS[op][1]
     assert sqnr([wanted], [onnxshot.graph.weights.read(node.inputs[slot])]) > (60 if wrapper == "cast" else 150)
     assert sqnr(outputs(case.model, case.feeds), outputs(normal.to_proto(), case.feeds)) > 100
-    # All samples among those calibrated on: the last quarter is held out, and 16 outputs a sample are few.
+    # All samples among those calibrated on: a quarter is held out, and 16 outputs a sample are few.
     result = quantize(case.model, case.feeds * 4, include=(kind,), settings=QUICK)
     proto = result.model.to_proto()
     in_8_bits = [v for v in stored(proto).values() if v.dtype == np.int8 and v.size == wanted.size]

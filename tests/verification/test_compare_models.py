@@ -237,7 +237,7 @@ def test_values_that_are_not_finite_are_left_out_of_the_largest() -> None:
 
 
 def _comparison(fast: float, plain: float) -> Comparison:
-    return Comparison((OutputRow("y", 60.0, plain, fast),), 60.0, plain, fast, 1)
+    return Comparison((OutputRow("y", 60.0, plain, fast),), 60.0, plain, fast, 1, 1)
 
 
 # ---------------------------------------------------------------------- tensors

@@ -11,6 +11,7 @@ from handmade.core import samples
 from numpy.typing import NDArray
 
 import onnxshot
+from onnxshot.calibration.readers import split
 from onnxshot.errors import OnnxshotError
 from onnxshot.maths.sqnr import SqnrSum
 
@@ -137,8 +138,8 @@ def told_truly(found: Truth, made: Path, feeds: list[Feed], report: Any) -> str:
     """Whether the SQNR of each output, measured on the samples held out, is what the report tells."""
     if found.fast is None or not found.steady:
         return ""
-    judged = min(report.samples.get("held_out", 0), len(feeds)) or len(feeds)
-    numbers = range(len(feeds) - judged, len(feeds))  # the last ones are those that nothing was learned from
+    unseen = split(len(feeds))[1]  # those that nothing was learned from
+    numbers = unseen if report.samples.get("held_out", 0) == len(unseen) else range(len(feeds))
     try:
         got = run(made, [feeds[i] for i in numbers], optimize=True)
     except Exception as e:

@@ -1,0 +1,160 @@
+"""Files that a caller names: in lists, iterators, tables, patterns; and arrays that are told apart from them."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.readers import InputSpec, open_data
+from onnxshot.errors import CalibrationError
+
+F32 = np.dtype("float32")
+VECTOR = (InputSpec("x", F32, ("N", 4)),)
+
+
+def rows(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def refused(source, inputs, preset=None):
+    with pytest.raises(CalibrationError) as caught:
+        list(open_data(source, inputs, preset))
+    return str(caught.value)
+
+
+def grey_pictures(folder, count=3):
+    paths = []
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) + i).save(paths[-1])
+    return paths
+
+
+GREY = Preset(name="grey", channels="GRAY")
+RGB_INPUT = (InputSpec("input", F32, ("N", 3, 32, 32)),)
+GREY_INPUT = (InputSpec("image", F32, ("N", 1, 8, 8)),)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Image.open])
+def test_a_list_of_pictures_is_read_as_their_folder_is(kind, tmp_path):
+    paths = grey_pictures(tmp_path)
+    listed = [sample.feed["image"] for sample in open_data([kind(path) for path in paths], GREY_INPUT, GREY)]
+    for one, path in zip(listed, paths, strict=True):
+        np.testing.assert_allclose(one, np.asarray(Image.open(path), np.float32)[None, None] / 255)
+    assert "preset=" in refused([kind(path) for path in paths], GREY_INPUT)
+
+
+def test_pictures_of_pil_are_pixels_whatever_their_mode():
+    seen = Image.new("RGBA", (32, 32), (255, 0, 0, 128))
+    (sample,) = open_data([seen.convert("P")], RGB_INPUT, Preset(name="unit"))
+    assert sample.feed["input"].shape == (1, 3, 32, 32)
+    assert sample.feed["input"][0, 0].min() > 0.9
+
+
+def test_a_list_of_arrays_in_files_is_read_as_their_folder_is(tmp_path):
+    paths = []
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 4), i, np.float32))
+        paths.append(tmp_path / f"{i}.npy")
+    assert [float(sample.feed["x"][0, 0]) for sample in open_data(paths[::-1], VECTOR)] == [2, 1, 0]
+
+
+def test_listed_files_are_there_and_of_one_kind(tmp_path):
+    (picture, *_) = grey_pictures(tmp_path, 1)
+    (tmp_path / "x.npy").write_bytes(b"")
+    assert "two kinds" in refused([picture, tmp_path / "x.npy"], GREY_INPUT, GREY)
+    assert "gone.png" in refused([picture, tmp_path / "gone.png"], GREY_INPUT, GREY)
+    assert "no file of samples" in refused([Path(__file__)], GREY_INPUT, GREY)
+    assert "gone/a.png cannot be read" in refused(["gone/a.png", "gone/b.png"], GREY_INPUT, GREY)
+    assert "texts" in refused(["no file is called a.png", "b.png"], GREY_INPUT), "these are texts"
+
+
+@pytest.fixture
+def in_folders(tmp_path: Path) -> list[Path]:
+    """Pictures in a folder per class."""
+    return [path for name in ("a", "b") for path in grey_pictures(tmp_path / name)]
+
+
+def columns_of(values: dict[str, list[Any]]) -> Any:
+    """What a table of pandas has, as far as it is used here."""
+
+    class Table:
+        def __init__(self) -> None:
+            self.columns = list(values)
+
+        def __getitem__(self, name: str) -> Any:
+            return types.SimpleNamespace(to_numpy=lambda: np.array(values[name], object))
+
+        def to_numpy(self) -> Any:
+            return np.array([values[name] for name in values], object).T
+
+        def head(self, count: int) -> Any:
+            return columns_of({name: found[:count] for name, found in values.items()})
+
+    return Table()
+
+
+NAMED = {
+    "an iterator of paths": lambda paths: (path for path in paths),
+    "an iterator of texts": lambda paths: map(str, paths),
+    "pairs of a path and a label": lambda paths: [(path, 1) for path in paths],
+    "pairs of a text and a word": lambda paths: [(str(path), "cat") for path in paths],
+    "rows with a label": lambda paths: [{"file": str(path), "label": 3} for path in paths],
+    "a dict of one column": lambda paths: {"image": [str(path) for path in paths]},
+    "an array of texts": lambda paths: np.array([str(path) for path in paths]),
+    "an array of paths": lambda paths: np.array(paths),
+    "a column": lambda paths: types.SimpleNamespace(dtype=object, to_numpy=lambda: np.array(paths)),
+    "a table": lambda paths: columns_of({"file": [str(path) for path in paths], "label": [0] * len(paths)}),
+    "a pattern": lambda paths: str(paths[0].parent.parent / "*" / "*.png"),
+    "a pattern for all folders": lambda paths: str(paths[0].parent.parent / "**" / "*.png"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_files_are_named_in_many_ways(kind, in_folders):
+    wanted = [sample.feed["image"] for sample in open_data(in_folders, GREY_INPUT, GREY)]
+    found = [sample.feed["image"] for sample in open_data(NAMED[kind](in_folders), GREY_INPUT, GREY)]
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_pattern_that_matches_nothing_is_said(tmp_path):
+    assert "no file matches" in refused(str(tmp_path / "*.png"), GREY_INPUT, GREY)
+    assert "cannot be matched" in refused(str(tmp_path / "a**b" / "*.png"), GREY_INPUT, GREY)
+
+
+def test_texts_beside_words_stay_texts(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert "holds texts" in refused([("a b.png", "cat")], GREY_INPUT)
+    assert "holds texts" in refused(iter(["a sentence", "another"]), GREY_INPUT)
+
+
+def test_pixels_of_16_bits_take_the_preset():
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    for given in (deep, Image.fromarray(deep)):
+        (sample,) = open_data([given], GREY_INPUT, GREY)
+        np.testing.assert_allclose(sample.feed["image"][0, 0], np.rint(deep / 257) / 255, rtol=1e-6)
+
+
+def test_arrays_of_all_samples_may_be_followed_by_their_labels():
+    given, labels = rows(6, 4), np.arange(6)
+    data = open_data((given, labels), VECTOR)
+    np.testing.assert_array_equal(np.concatenate([sample.feed["x"] for sample in data]), given)
+    assert data.notes == ("the first array is the input 'x'; what follows is dropped: not an input of the model",)
+    two = (given, given)
+    assert len(open_data(two, VECTOR)) == 12, "these may be two batches"
+
+
+def test_another_name_for_the_only_input_is_said():
+    assert open_data({"imgae": rows(6, 4)}, VECTOR).notes == ("'imgae' of dict is taken as input 'x'",)
+    assert open_data({"x": rows(6, 4)}, VECTOR).notes == ()
+
+
+def test_samples_that_are_batches_are_said():
+    assert open_data(rows(6, 3, 4), VECTOR).notes == ("each of the 6 samples of ndarray is a batch of 3",)
