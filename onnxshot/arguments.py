@@ -122,8 +122,8 @@ def _instead(unknown: str, taken: Sequence[str]) -> str:
     if near := nearest(unknown, taken):
         return f"did you mean {near!r}?"
     if unknown == "goal" or owner == "Goal":
-        place = "" if owner is None else "it is a field of Goal, and "
-        return f"{place}onnxshot.tune(model, calib, goal) searches for a result that reaches a goal"
+        goal = "goal" if owner is None else f"Goal({unknown}=...)"
+        return f"onnxshot.tune(model, calib, {goal}) searches for a result that reaches a goal"
     return f"it is a field of {owner}" if owner else f"it takes {', '.join(taken)}"
 
 

@@ -19,8 +19,8 @@ def net() -> onnx.ModelProto:
     ("given", "said"),
     [
         ({"efort": "best"}, "did you mean 'effort'?"),
-        ({"samples": 8}, "give it as onnxshot.quantize(MODEL, calib=DATA, settings=Settings(samples=VALUE))"),
-        ({"min_sqnr": 30}, "give it as onnxshot.tune(MODEL, calib=DATA, goal=Goal(min_sqnr=VALUE))"),
+        ({"samples": 8}, "give settings=Settings(samples=...)"),
+        ({"min_sqnr": 30}, "onnxshot.tune(model, calib, Goal(min_sqnr=...)) searches"),
     ],
 )
 def test_the_hint_names_what_was_meant(given: dict[str, Any], said: str, net: onnx.ModelProto) -> None:
