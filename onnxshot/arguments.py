@@ -115,24 +115,25 @@ def _taken(signature: inspect.Signature, known: Mapping[str, Any]) -> list[str]:
 
 def _instead(unknown: str, taken: Sequence[str]) -> str:
     """What to give in place of an argument that is not taken: where it belongs, or the one of the nearest name."""
-    owner = OWNERS.get(unknown)
-    places = [one for one in _PARAMETERS.get(owner or "", ()) if one in taken]
-    if places:
-        return f"give {places[0]}={owner}({unknown}=...)"
-    if near := nearest(unknown, taken):
-        return f"did you mean {near!r}?"
-    if unknown == "goal" or owner == "Goal":
-        goal = "goal" if owner is None else f"Goal({unknown}=...)"
+    held = {name: place for name, owner in OWNERS.items() for place in _PARAMETERS[owner] if place in taken}
+    if near := nearest(unknown, [*taken, *held]):
+        given = f"{held[near]}={OWNERS[near]}({near}=...)" if near in held and near not in taken else repr(near)
+        return f"give {given}" if near == unknown else f"did you mean {given}?"
+    if unknown == "goal" or OWNERS.get(unknown) == "Goal":
+        goal = "goal" if unknown == "goal" else f"Goal({unknown}=...)"
         return f"onnxshot.tune(model, calib, {goal}) searches for a result that reaches a goal"
-    return f"it is a field of {owner}" if owner else f"it takes {', '.join(taken)}"
+    if unknown == "sparsity":
+        return "onnxshot.compress(model, calib, sparsity=...) makes zeros and quantizes"
+    return f"it is a field of {OWNERS[unknown]}" if unknown in OWNERS else f"it takes {', '.join(taken)}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that was most likely meant; empty where none is near."""
+    """The name that was most likely meant: a similar one, a part of it, or its beginning; empty where none is near."""
     known = list(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     parts = [one for one in known if name in one.split("_") or one in name.split("_")]
-    return (close or parts or [""])[0]
+    begun = [one for one in known if min(len(one), len(name)) > 3 and (one.startswith(name) or name.startswith(one))]
+    return (close or parts or begun or [""])[0]
 
 
 def check_fields(values: Any) -> None:

@@ -87,7 +87,7 @@ def bundle(
 
     Raises:
         UsageError: The folder exists and is no bundle, or is a bundle with changed or added files.
-        ModelError: The model cannot be read any more.
+        ModelError: The model was given in memory, or cannot be read any more.
         CalibrationError: The samples cannot be read any more.
 
     Example:
@@ -98,6 +98,9 @@ def bundle(
     folder, settings = Path(folder), settings or Settings()
     refuse_folder(folder)
     source = Path(result.report.input)
+    if result.report.input.startswith("(") and not source.exists():
+        what = "the model that the result was made of was given in memory"
+        raise ModelError(what, "give its path to the call that made the result")
     loaded = load_model(source)
     written = (Path(name) for made in result.report.outputs for name in _files_of(Path(made.path)))
     reads = (*of_run(loaded, calib, preset), *(Read(path, "a file of the result") for path in written))

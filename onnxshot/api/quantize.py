@@ -60,7 +60,7 @@ def quantize(
     transform: Transform | None = None,
     recipe: Recipe | None = None,
     settings: Settings | None = None,
-    emit: Sequence[FormatName] | None = None,
+    emit: FormatName | Sequence[FormatName] | None = None,
     emit_options: EmitOptions | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Result:
@@ -77,8 +77,8 @@ def quantize(
         transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
         recipe: what to do. `options` override its fields.
         settings: how to run it: threads, samples, device.
-        emit: formats to write, each with the stem of `output`: 'onnx', 'openvino', 'tensorrt'. Default: the format of
-            the suffix of `output`, else the target's own. If no target is named, a single format chooses it.
+        emit: format to write, or several, each with the stem of `output`: 'onnx', 'openvino', 'tensorrt'. Default: the
+            format of the suffix of `output`, else the target's own. If no target is named, a single format chooses it.
         emit_options: how artifacts other than .onnx are made.
         **options: fields of the recipe by name, such as target='ort', mode='static', exclude=('Softmax',).
 
@@ -99,6 +99,7 @@ def quantize(
     started = time.perf_counter()
     model = plain_source(model)
     settings = settings or Settings()
+    emit = (emit,) if isinstance(emit, str) else emit
     named = place = Path(output) if output is not None else None
     if recipe is None and "target" not in options:
         options["target"] = artifacts.target_of_artifact(emit, place) or ORT.name

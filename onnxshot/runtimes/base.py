@@ -14,6 +14,7 @@ compiles in a worker process.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from onnxshot.arguments import named_fields
-from onnxshot.errors import TargetError
+from onnxshot.arguments import check_fields, named_fields
+from onnxshot.errors import TargetError, UsageError
 from onnxshot.graph import Model
 from onnxshot.graph.skip import Skip
 from onnxshot.recipes.vocabulary import FormatName
@@ -125,6 +126,9 @@ class EmitOptions:
         memory_gb: Limit of a builder's resident memory, in GB.
         threads: CPU threads of each inference.
 
+    Raises:
+        UsageError: there is no such field, or a value has the wrong type or is out of range.
+
     Example:
         >>> options = onnxshot.EmitOptions(hardware=("sm89",), minutes=5)
         >>> onnxshot.emit("model.onnx", to="tensorrt", output="model.engine", options=options)
@@ -138,6 +142,14 @@ class EmitOptions:
     minutes: float = 30.0
     memory_gb: float = 16.0
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if isinstance(self.hardware, str):
+            raise UsageError(f"hardware is str {self.hardware!r}", f"give a tuple of words: ({self.hardware!r},)")
+        for name in ("minutes", "memory_gb", "threads"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name):g}", "a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,11 @@ def test_what_holds_no_model_is_refused_with_what_to_give(path: str, tmp_path: P
         onnxshot.inspect(Program(5))  # type: ignore[arg-type]
 
 
+def test_a_bundle_needs_the_file_of_the_model(small: onnxshot.Result, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"given in memory.*its path"):
+        onnxshot.bundle(small, tmp_path / "bundle", SAMPLES)
+
+
 def test_an_open_file_over_the_limit_of_a_proto_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_source, "MOST_BYTES", 100)
     with Path(path).open("rb") as file, pytest.raises(ModelError, match=r"over 2 GiB.*give its path"):

@@ -62,7 +62,10 @@ def test_a_wrong_type_is_told_by_name(net: str, call: Callable[[Any], object], w
     ("call", "words"),
     [
         (lambda m: onnxshot.quantize(m, FEEDS, goal=1), r"quantize\(\) takes no 'goal' \(onnxshot.tune\(model, "),
-        (lambda m: onnxshot.quantize(m, FEEDS, min_sqnr=1), r"takes no 'min_sqnr' \(.*onnxshot.tune"),
+        (lambda m: onnxshot.quantize(m, FEEDS, min_sqnr=1), r"takes no 'min_sqnr' \(onnxshot.tune\(.*Goal\(min_sqnr"),
+        (lambda m: onnxshot.quantize(m, FEEDS, sparsity=0.5), r"takes no 'sparsity' \(onnxshot.compress"),
+        (lambda m: onnxshot.quantize(m, calibration=FEEDS), r"takes no 'calibration' \(did you mean 'calib'"),
+        (lambda m: onnxshot.quantize(m, nthreads=1), r"\(did you mean settings=Settings\(threads="),
         (lambda m: onnxshot.quantize(m, FEEDS, threads=1), r"takes no 'threads' \(give settings=Settings\(threads="),
         (lambda m: onnxshot.quantize(m, FEEDS, minutes=1), r"\(give emit_options=EmitOptions\(minutes="),
         (lambda m: onnxshot.quantize(m, FEEDS, efort="best"), r"quantize\(\) takes no 'efort' \(did you mean 'effort'"),
@@ -86,6 +89,16 @@ def test_a_wrong_type_is_told_by_name(net: str, call: Callable[[Any], object], w
 def test_an_unknown_name_is_told_with_what_to_give(net: str, call: Callable[[Any], object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         call(net)
+
+
+def test_options_of_artifacts_name_the_field() -> None:
+    for field, value, takes in (
+        ("hardware", "sm89", r"\('sm89',\)"), ("minutes", "x", "float"), ("minutes", -1, "above 0"),
+        ("half", 2, "bool"), ("memory_gb", 0, "above 0"), ("threads", 0, "above 0"),
+        ("timing_cache", 5, "str or Path or None"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=rf"^{field} is .*{takes}"):
+            onnxshot.EmitOptions(**{field: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
