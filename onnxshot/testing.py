@@ -21,6 +21,7 @@ from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
 from onnxshot.report.counts import counts
+from onnxshot.report.digits import apart
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import rise_of
 from onnxshot.results.model_source import ModelSource
@@ -116,16 +117,9 @@ def _row(
     if limit is None:
         return "", False
     missed = found is None or math.isnan(found) or (found > limit if most else found < limit)
-    text = "not measured" if found is None else f"{_told(scale * found, scale * limit)}{unit}"
+    text = "not measured" if found is None else f"{apart(scale * found, scale * limit, 2)}{unit}"
     least = "at most" if most else "at least"
     return f"  {'MISSED' if missed else 'ok':6}  {name:12}  {text:>14}   {least} {scale * limit:g}{unit}", missed
-
-
-def _told(found: float, limit: float) -> str:
-    """A figure with two decimals; with more where it would read as its limit."""
-    if math.isnan(found) or found == limit:
-        return f"{found:.2f}"
-    return next((text for n in range(2, 9) if float(text := f"{found:.{n}f}") != limit), f"{found!r}")
 
 
 def _in_float(report: Report) -> list[str]:

@@ -37,7 +37,7 @@ from onnxshot.results.model_source import ModelSource, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
-from onnxshot.search.goal import TIMES, Goal, Judge, pareto_front
+from onnxshot.search.goal import TIMES, Goal, Judge, Measured, pareto_front
 from onnxshot.search.mixed_precision import MixedPrecisionSearch
 from onnxshot.search.workbench import workbench
 from onnxshot.settings import Settings, budgeted
@@ -150,7 +150,7 @@ def tune(
     if goal.wants_accuracy and not missed and (text := float_in_effect(asdict(result.report))):
         missed["quantized"] = f"only the float model reaches it: {text}"
     if "min_sqnr" in missed:
-        missed["min_sqnr"] += _which_sqnr(found.sqnr_db, result.report, len(judge.samples))
+        missed["min_sqnr"] += _which_sqnr(found, result.report, len(judge.samples))
     result.report.skips = with_measured_reasons(result.report.skips, given_recipe)
     result.report.float_weights = with_measured_reasons(result.report.float_weights, given_recipe)
     result.report.goal = {
@@ -166,18 +166,17 @@ def tune(
     return result
 
 
-def _which_sqnr(db: float, report: Report, samples: int) -> str:
+def _which_sqnr(found: Measured, report: Report, samples: int) -> str:
     """Say which SQNR a goal is judged by, where the report's is another; empty where it is not.
 
     Args:
-        db: what was found, in dB, on the held-out samples.
+        found: what the goal is judged by, on the held-out samples.
         report: of the result. Where nothing was calibrated, it compares on all samples.
         samples: how many are held out.
     """
     total, judged = report.sqnr_db, report.samples.get("judged")
-    if total is None or abs(db - total) < _SHOWN_DB:
+    if total is None or abs(found.sqnr_db - total) < _SHOWN_DB:
         return ""
     if judged != samples:
         return f" on the {samples} held-out samples, {decibels(total)} on all {judged}"
-    worst = [name for name, own in report.output_sqnr_db.items() if abs(db - own) < _SHOWN_DB]
-    return f" of output {worst[0]!r}, {decibels(total)} of all outputs together" if worst else ""
+    return f", {decibels(total)} of all outputs together" if found.output else ""

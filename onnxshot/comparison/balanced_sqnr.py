@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,17 @@ def worst_db(outputs: Sums) -> float:
     It is what the verdict of a report goes by. Outputs that are no more than rounding errors of louder ones are not
     looked at alone.
     """
+    return worst_of(outputs)[1]
+
+
+def worst_of(outputs: Sums) -> tuple[str, float]:
+    """The output that `worst_db` goes by, and that SQNR in dB; no name where it goes by all outputs together."""
     total = SqnrSum()
     for one in outputs.values():
         total.join(one)
     least = _LEAST * max((_power(one) for one in outputs.values()), default=0.0)
-    return min([total.db, *(one.db for one in outputs.values() if _power(one) > least)])
+    loud = [(name, one.db) for name, one in outputs.items() if _power(one) > least]
+    return min([("", total.db), *(loud if len(outputs) > 1 else [])], key=itemgetter(1))
 
 
 @dataclass(frozen=True, slots=True)

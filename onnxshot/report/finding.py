@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from onnxshot.maths.sqnr import CAP_DB
 from onnxshot.report.advice import FLOOR_AGREEMENT, FLOOR_DB, Values, decibels
+from onnxshot.report.digits import apart
 
 MOST_NAMED = 3
 """How many outputs or nodes a reason names; the others are counted."""
@@ -36,12 +37,13 @@ def too_low(what: str, db: float | None) -> str:
     if db is not None and db <= -CAP_DB:
         return f"{what} is {decibels(db)}: outputs are infinite or NaN, or those of the input are all zero"
     share = "" if db is None or not math.isfinite(db) else f": the error is {_noise(db)} of the signal"
-    return f"{what} is {decibels(db)}, below {FLOOR_DB:g} dB{share}"
+    shown = decibels(db) if db is None or not math.isfinite(db) else f"{apart(db, FLOOR_DB)} dB"
+    return f"{what} is {shown}, below {FLOOR_DB:g} dB{share}"
 
 
 def too_different(what: str, share: float | None) -> str:
     """Say that a share of equal values is below the floor."""
-    return f"{what} is {100 * (share or 0.0):.1f} %, below {100 * FLOOR_AGREEMENT:g} %"
+    return f"{what} is {apart(100 * (share or 0.0), 100 * FLOOR_AGREEMENT)} %, below {100 * FLOOR_AGREEMENT:g} %"
 
 
 def _noise(db: float) -> str:

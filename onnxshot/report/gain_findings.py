@@ -41,8 +41,10 @@ def nothing(values: Values) -> Iterator[Finding]:
 def _to_quantize_more(values: Values) -> str:
     better = faster(values) or smaller(values)
     reasons = [str(skip.get("reason", "")) for skip in values.get("skips") or ()]
-    if not better and nothing_quantized(values) and any(reason.startswith(MEASURED) for reason in reasons):
-        return f"{_KEEP}: int8 was measured to be slower here, or to cost too much accuracy"
+    if not better and any(reason.startswith(MEASURED) for reason in reasons):
+        as_it_is = _KEEP if nothing_quantized(values) else "deploy it for what it gains"
+        then = _ASK_LESS if values.get("goal") else as_it_is
+        return f"{then}: in int8 the other nodes were measured to be slower here, or to cost too much accuracy"
     return better or f"see for each node why it stays float: {to_inspect(values)}"
 
 

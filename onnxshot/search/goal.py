@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxshot.arguments import check_fields, named_fields
 from onnxshot.calibration.readers import Dataset
 from onnxshot.calibration.user_functions import load, named, users_code
-from onnxshot.comparison.balanced_sqnr import Sums, joined, sums_of, worst_db
+from onnxshot.comparison.balanced_sqnr import Sums, joined, sums_of, worst_of
 from onnxshot.comparison.comparison_setup import CandidateRunner, ComparisonSetup, comparison_setup
 from onnxshot.comparison.proto_edits import parsed
 from onnxshot.comparison.token_outputs import TokenOutput, token_output
@@ -23,6 +23,7 @@ from onnxshot.comparison.token_scores import TokenScores
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.messages import shown
 from onnxshot.recipes.recipe import Recipe
+from onnxshot.report.digits import apart
 from onnxshot.runtimes.ort_bench import NOISE, Latency, bench
 from onnxshot.runtimes.ort_runtime import Feed, Runner, stored_bytes
 from onnxshot.runtimes.parallel import in_order, split_threads
@@ -131,6 +132,7 @@ class Measured:
         levels: how many layers have each number of bits and size of blocks, in words; empty where those are not chosen.
         perplexity_rise: by which share the perplexity is above the float model's; None where the goal does not limit
             it, or where the candidate's is not finite.
+        output: name of the worst output, where `sqnr_db` is of one; else empty.
     """
 
     exclude: tuple[str, ...]
@@ -140,11 +142,12 @@ class Measured:
     drop: float | None = None
     levels: Mapping[str, int] = field(default_factory=dict)
     perplexity_rise: float | None = None
+    output: str = ""
 
     def value(self, limit: str) -> tuple[float | None, str]:
         """Return the figure that a limit applies to, and its unit."""
         return {
-            "min_sqnr": (self.sqnr_db, " dB"),
+            "min_sqnr": (self.sqnr_db, f" dB of output {self.output!r}" if self.output else " dB"),
             "max_drop": (self.drop, ""),
             "max_perplexity_rise": (self.perplexity_rise, ""),
             "max_latency": (self.latency_ms, " ms"),
@@ -185,8 +188,13 @@ def pareto_front(found: list[Measured]) -> list[Measured]:
 def missed_limit(name: str, limit: float, value: float | None, unit: str) -> str:
     """Say in words that a value misses a limit; empty where it does not. min_sqnr is a minimum, all others maxima."""
     missed = value is None or (value < limit if name == "min_sqnr" else value > limit)
-    found = "nothing" if value is None else f"{value:.4g}{unit}"
-    return f"{name} is {limit:g}{unit}, found {found}" if missed else ""
+    if not missed:
+        return ""
+    shown = "nothing"
+    if value is not None:
+        shown = f"{value:.4g}" if float(f"{value:.4g}") != limit else apart(value, limit, 4)
+        shown += unit
+    return f"{name} is {limit:g}{unit.partition(' of ')[0]}, found {shown}"
 
 
 @dataclass(slots=True)
@@ -236,8 +244,8 @@ class Judge:
         """
         latency = self.latency_ms(model) if self.goal.max_latency is not None else None
         drop = self.drop(model)
-        db, rise = self._accuracy(model)
-        return Measured(exclude, db, stored_bytes(model), latency, drop, perplexity_rise=rise)
+        output, db, rise = self._accuracy(model)
+        return Measured(exclude, db, stored_bytes(model), latency, drop, perplexity_rise=rise, output=output)
 
     def drop(self, model: Path) -> float | None:
         """Return by how much the score falls below the float model's; None where nothing scores."""
@@ -259,8 +267,8 @@ class Judge:
         threads, seconds = self.settings.threads, self.settings.bench_seconds
         return bench(models, feeds, threads=threads, rounds=10_000, seconds=seconds, precision=NOISE)
 
-    def _accuracy(self, model: Path) -> tuple[float, float | None]:
-        """The SQNR of the outputs in dB, and the rise of the perplexity if the goal limits it."""
+    def _accuracy(self, model: Path) -> tuple[str, float, float | None]:
+        """What `worst_of` returns of the outputs, and the rise of the perplexity if the goal limits it."""
         workers, threads = self._workers
         candidate, how = CandidateRunner(self._how, model, threads=threads), self._how
         sums: list[Sums] = []
@@ -280,11 +288,11 @@ class Judge:
             hint = "use [[max_drop=POINTS]] with [[evaluate=FUNCTION]]"
             raise UsageError("the model has no float output, and so no SQNR", hint)
         if tokens is None:
-            return worst_db(outputs), None
+            return *worst_of(outputs), None
         if not tokens.informative:
             what = "the float model has no perplexity on the samples, or one no better than chance"
             raise UsageError(what, "give text as samples: [[calib=DATA]]; or use [[min_sqnr=DB]]")
-        return worst_db(outputs), tokens.rise
+        return *worst_of(outputs), tokens.rise
 
     def _token_output(self) -> TokenOutput | None:
         """The logits whose perplexity the goal limits; None if it limits none."""

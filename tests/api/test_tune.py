@@ -288,6 +288,10 @@ def test_missed_limits_are_reported() -> None:
         "min_sqnr": "min_sqnr is 30 dB, found 29.97 dB",
         "max_size": "max_size is 1 MB, found 1.5 MB",
     }
+    assert wanted.missed(Measured((), 29.9999, 10, output="boxes")) == {
+        "min_sqnr": "min_sqnr is 30 dB, found 29.9999 dB of output 'boxes'",
+        "max_latency": "max_latency is 2 ms, found nothing",
+    }
     assert wanted.inaccurate(found)
     assert wanted.too_much(found)
     assert not Measured((), 20, 10, drop=0.0).beats(Measured((), 20, 10, drop=-1.0))
@@ -461,12 +465,12 @@ def test_a_goal_holds_for_a_quiet_output_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("db", "judged", "said"),
+    ("db", "output", "judged", "said"),
     [
-        (30.02, 16, ""), (12.0, 16, " of output 'z', 30.0 dB of all outputs together"),
-        (31.0, 64, " on the 16 held-out samples, 30.0 dB on all 64"), (25.0, 16, ""),
+        (30.02, "z", 16, ""), (12.0, "z", 16, ", 30.0 dB of all outputs together"),
+        (31.0, "", 64, " on the 16 held-out samples, 30.0 dB on all 64"), (25.0, "", 16, ""),
     ],
 )  # fmt: skip
-def test_a_missed_goal_says_by_which_of_two_figures(db: float, judged: int, said: str) -> None:
-    report = Report("net.onnx", {}, sqnr_db=30.0, output_sqnr_db={"y": 33.0, "z": 12.0}, samples={"judged": judged})
-    assert _which_sqnr(db, report, 16) == said
+def test_a_missed_goal_says_by_which_of_two_figures(db: float, output: str, judged: int, said: str) -> None:
+    report = Report("net.onnx", {}, sqnr_db=30.0, samples={"judged": judged})
+    assert _which_sqnr(Measured((), db, 1, output=output), report, 16) == said

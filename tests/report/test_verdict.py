@@ -563,3 +563,34 @@ def test_random_data_are_not_told_as_samples_that_it_was_calibrated_on() -> None
     samples = {"calibration": 48, "held_out": 0, "judged": 4, "random": False}
     reasons = judge({**SOUND, "samples": samples, "on_random_data": {"sqnr_db": 40.0}}).reasons
     assert reasons == ("it was compared on random data only",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"graph": [{**SOUND["graph"][0], "how": "float"}]}, "keep the input: in int8 the other nodes were measured"),
+        ({"int8_macs_share": 0.3}, "deploy it for what it gains: in int8 the other nodes were measured"),
+        ({"int8_macs_share": 0.3, "goal": {"reached": True}}, "keep the input, or ask for less accuracy: in int8"),
+    ],
+)
+def test_what_was_measured_to_stay_in_float_is_not_looked_up_in_a_plan(changed: dict[str, Any], said: str) -> None:
+    assert "onnxshot inspect" in judge({**SOUND, **changed}).next
+    skip = {"node": "c", "op": "Conv", "reason": "left in float, as measured: quantized it was slower"}
+    assert judge({**SOUND, **changed, "skips": [skip]}).next.startswith(said)
+
+
+def test_what_was_not_quantized_at_all_is_not_searched_for_a_size() -> None:
+    larger = {"outputs": [{**SOUND["outputs"][0], "bytes": 2 * SOUND["input_bytes"]}]}
+    assert "--max-size" in judge({**SOUND, **larger}).next
+    nothing = {**SOUND, **larger, "graph": [{**SOUND["graph"][0], "how": "float"}]}
+    assert "--max-size" not in judge(nothing).next
+
+
+def test_inspect_is_advised_with_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {**SOUND["recipe"], "mode": "dynamic", "exclude": ["/x/*", "y"], "target": "openvino"}
+    values = {**SOUND, "recipe": recipe, "graph": [{**SOUND["graph"][0], "how": "float"}]}
+    wanted = "onnxshot inspect net.onnx --target openvino --mode dynamic --exclude '/x/*' --exclude y"
+    assert judge(values).next.endswith(wanted)
+    monkeypatch.setattr("onnxshot.wording._command", False)
+    fields = 'target="openvino", mode="dynamic", exclude=["/x/*", "y"]'
+    assert judge(values).next.endswith(f'onnxshot.inspect("net.onnx", recipe=onnxshot.Recipe({fields}))')
