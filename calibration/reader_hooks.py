@@ -12,6 +12,7 @@ from onnxshot.calibration.tensors import is_tensor
 from onnxshot.calibration.text_files import TEXTS
 from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError, UsageError
+from onnxshot.files.messages import shown
 from onnxshot.files.regular_files import PICTURES
 
 GROUP = "onnxshot.readers"
@@ -44,7 +45,7 @@ def register_reader(suffix: str, reader: Reader) -> None:
         >>> onnxshot.quantize("model.onnx", "samples.bin")
     """
     if not isinstance(suffix, str) or not suffix.startswith(".") or len(suffix) < 2:
-        raise UsageError(f"{suffix!r} is no suffix", "such as '.h5'")
+        raise UsageError(f"{shown(suffix)} is no suffix", "such as '.h5'")
     if suffix.lower() in _OURS:
         raise UsageError(f"onnxshot reads {suffix} itself", "give the samples as an iterable, or use another suffix")
     if not callable(reader):

@@ -23,6 +23,7 @@ _HEAD = "meta"  # the array that describes the others
 _MOST_BYTES = 2 << 30  # most bytes of a file once it is unpacked
 _MOST_RATIO, _ANY_RATIO = 100, 64 << 20  # most compression, for files of more than so many unpacked bytes
 _SHOWN = 12  # digits of a hash in messages
+_AGAIN = "make it again: [[onnxshot.calibrate|onnxshot calibrate]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,15 @@ class Statistics:
             arrays[_HEAD] = meta
             write_file(path, lambda part: np.savez_compressed(part, allow_pickle=False, **arrays), lasting=lasting)
         except OSError as e:
-            raise UsageError(f"cannot write statistics to {path}: {e.strerror}", "choose another file with -o") from e
+            what = f"cannot write statistics to {path}: {e.strerror}"
+            raise UsageError(what, "choose another file with [[output]]") from e
         return path
 
 
 def refuse_suffix(path: Path) -> None:
     """Raise UsageError for a path of statistics that does not end in .npz."""
     if path.suffix != ".npz":
-        raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with -o")
+        raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with [[output]]")
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -100,7 +102,7 @@ def load_statistics(path: str | Path) -> Statistics:
         if head["format"] != _FORMAT:
             raise CalibrationError(
                 f"{path} holds statistics of format {head['format']}; this onnxshot reads {_FORMAT}",
-                "run onnxshot calibrate again",
+                _AGAIN,
             )
         return Statistics(
             tensors=from_arrays(arrays),
@@ -111,7 +113,7 @@ def load_statistics(path: str | Path) -> Statistics:
             notes=tuple(map(str, head["notes"])),
         )
     except (KeyError, ValueError, TypeError, IndexError) as e:
-        raise CalibrationError(f"{path} holds no statistics of onnxshot: {e}", "run onnxshot calibrate again") from e
+        raise CalibrationError(f"{path} holds no statistics of onnxshot: {e}", _AGAIN) from e
 
 
 def is_statistics(path: Path) -> bool:
@@ -129,7 +131,7 @@ def _refuse_bomb(path: Path, stated: Headers) -> None:
     size = sum(x.nbytes for x in stated.values())
     if size > _MOST_BYTES or (size > _ANY_RATIO and size > _MOST_RATIO * path.stat().st_size):
         what = f"{path} holds no statistics of onnxshot: it unpacks to {size >> 20} MiB"
-        raise CalibrationError(what, "run onnxshot calibrate again")
+        raise CalibrationError(what, _AGAIN)
 
 
 def join(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:

@@ -21,6 +21,7 @@ import onnxshot.errors
 from onnxshot.errors import CalibrationError, OnnxshotError
 from onnxshot.files.regular_files import TEXT_BYTES, check_regular
 
+_LONGEST = 400  # characters of an error of the user
 _SPELLED = re.compile(r"(?P<place>.+):(?P<function>[A-Za-z_]\w*)", re.DOTALL)
 _OURS = tuple(f"{Path(file).parent}/" for file in (onnxshot.errors.__file__, __file__))
 _LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
@@ -145,6 +146,7 @@ class _Signals:
 def described(error: BaseException) -> str:
     """An error of the user's code as text: its type, its message, and the file and line."""
     text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."  # it may hold an array
     place = _place(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{f', at {place}' if place else ''}"
 

@@ -98,7 +98,8 @@ def removal_order(readers: Iterable[Reader], count: int, most: int, at_once: int
         alive[picked] = False
         total = errors[-1] + sum(state.remove(picked) for state in states)
         # Among channels removed at once, the error is divided in proportion to the cost of each alone.
-        shares = np.cumsum(costs[picked]) / max(float(costs[picked].sum()), np.finfo(float).tiny)
+        alone = np.maximum(costs[picked], 0.0)  # of few rows, rounding makes costs of nothing negative
+        shares = np.cumsum(alone) / max(float(alone.sum()), np.finfo(float).tiny)
         errors += (errors[-1] + (total - errors[-1]) * shares).tolist()
         order += picked.tolist()
     return np.asarray(order, np.int64), np.maximum.accumulate(np.asarray(errors))
