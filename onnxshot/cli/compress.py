@@ -40,6 +40,7 @@ from onnxshot.cli.options import (
     preset_of,
     recipe_of,
     samples_of,
+    share_of,
     sinks_of,
     tell,
 )
@@ -122,6 +123,7 @@ def compress(
     reading = preset_of(preset, tokenizer, length)
     sinks = sinks_of(log)
     recipe = recipe_of(recipe_file, arguments, load_stages)
+    zeros = share_of("--sparsity", sparsity, "50% or 0.5")
     options = {"target": target, "effort": effort, "batch": batch, "shape": shape}
     given: dict[str, Any] = {name: value for name, value in options.items() if is_given(context, name)}
     if given.pop("shape", None):
@@ -141,7 +143,7 @@ def compress(
             accept=accept, files=files, progress=show,
         )  # fmt: skip
         result = onnxshot.compress(
-            model, calib, optim_level=optim_level, sparsity=sparsity, pattern=pattern, scope=scope,  # type: ignore[arg-type]
+            model, calib, optim_level=optim_level, sparsity=zeros, pattern=pattern, scope=scope,  # type: ignore[arg-type]
             layers=dict(map(layer_sparsity, layer or ())), spare=spare or (),
             output=out, keep_stages=keep_stages, preset=reading, recipe=recipe, settings=settings, **given,
         )  # fmt: skip

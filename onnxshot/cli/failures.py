@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxshot.cli import streams
 from onnxshot.cli.signals import Stopped, received
 from onnxshot.errors import OnnxshotError, UsageError, in_place
+from onnxshot.wording import OWNERS, on_command_line, option
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells use. Typer returns it."""
@@ -28,6 +32,9 @@ _WANTED = {
     "greater_than_equal": "{ge:g} or above", "less_than": "a number below {lt:g}", "less_than_equal": "at most {le:g}",
 }  # fmt: skip
 """What an option takes, by the type of pydantic's error, or by the name of its type in click's."""
+_FIELD = re.compile(r"([a-z][a-z_]*)(?=[ .\[])")
+_NO_OPTION = ("stages",)  # keys of recipes that no option stands for
+_BEGUN = 5  # characters that two options begin with, dashes included, where one may be meant for the other
 _NEAR = 0.75  # likeness of two names, above which one may be meant for the other
 
 
@@ -89,7 +96,7 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(stopped.exit_code, "Stopped", str(stopped))
     if isinstance(error, OnnxshotError):
         public = next(kind for kind in type(error).__mro__ if kind.__module__ == OnnxshotError.__module__)
-        return Failure(error.exit_code, public.__name__, error.message, error.hint)
+        return Failure(error.exit_code, public.__name__, _by_option(error), error.hint)
     if hasattr(error, "format_message"):  # a usage error of Typer, which has no public class for it
         return _mistyped(error)
     if os.environ.get("ONNXSHOT_DEBUG"):
@@ -97,26 +104,72 @@ def failure_of(error: BaseException) -> Failure | None:
     return _from_python(error)
 
 
+def _by_option(error: OnnxshotError) -> str:
+    """The message of an error; where it begins with the key of a recipe or a field, with the option by which it came.
+
+    A key in a file has the name of the file in front of it.
+    """
+    named = _FIELD.match(error.message)
+    if named is None or not isinstance(error, UsageError) or named[1] in _NO_OPTION:
+        return error.message
+    from onnxshot.recipes.keys import BadKey, spelled
+
+    if not isinstance(error, BadKey) and named[1] not in OWNERS:
+        return error.message
+    with on_command_line():
+        message = option(named[1]) + error.message[named.end(1) :]
+        if isinstance(error, BadKey) and error.other:
+            end = spelled(error.other)
+            first = str(error.other[0])
+            message = message.removesuffix(end) + option(first) + end.removeprefix(first)
+    return message
+
+
 def _mistyped(error: Any) -> Failure | None:
     """A usage error of Typer; None if it has no text. The hint names what may be meant, or the command that has it."""
-    context, option = getattr(error, "ctx", None), getattr(error, "option_name", None)
+    context, asked = getattr(error, "ctx", None), getattr(error, "option_name", None)
     text = error.format_message()
     what, _, meant = text.partition(" Did you mean ")
     what = what.removesuffix(".")
     if (named := _NAMED.match(what)) and (found := _bad_value(error, named[2])):
         return _usage(f"{named[1]} is {found[0]!r}", found[1])
     commands = getattr(context.find_root().command, "commands", {}) if context is not None else {}
-    if option and hasattr(error, "possibilities"):
-        what = f"there is no option {option}"
-        near = get_close_matches(option, error.possibilities or (), n=1, cutoff=_NEAR)
-        meant = f"{near[0]}?" if near else ""
+    of_commands = context is None or hasattr(context.command, "commands")
+    if what.startswith("No such command") and (instead := _in_place_of_command(sys.argv[1:], commands)):
+        return _usage(what, instead)
+    if asked and hasattr(error, "possibilities"):
+        what = f"there is no option {asked}"
+        if files := [word for word in sys.argv[1:] if word.startswith(asked) and Path(word).exists()]:
+            return _usage(what, f"a file whose name begins with a dash is given as ./{files[0]}")
+        near = _nearest(asked, [option for param in context.command.params for option in param.opts] if context else ())
+        meant = f"{near}?" if near else ""
     meant = f"did you mean {meant} " if meant else ""
-    owners = [name for name, command in commands.items() if any(option in param.opts for param in command.params)]
-    if option and not meant and owners:
+    owners = [name for name, command in commands.items() if any(asked in param.opts for param in command.params)]
+    if asked and not meant and owners:
         meant = f"onnxshot {owners[0]} has it; "
-    path = getattr(context, "command_path", "onnxshot COMMAND")
-    listed = "commands" if context is not None and context.parent is None else "options"
-    return _usage(what, f"{meant}{path} --help lists the {listed}") if text else None
+    path = getattr(context, "command_path", "onnxshot")
+    return _usage(what, f"{meant}{path} --help lists the {'commands' if of_commands else 'options'}") if text else None
+
+
+def _in_place_of_command(words: Sequence[str], commands: Mapping[str, object]) -> str:
+    """What to type where the first word is no command, but says what is wanted; empty where it does not."""
+    first, *others = [word for word in words if not word.startswith("-")] or [""]
+    if first == "help":
+        named = [word for word in others if word in commands][:1]
+        return f"type {' '.join(['onnxshot', *named, '--help'])}"
+    if first == "version":
+        return "type onnxshot --version"
+    if first.lower().endswith(".onnx") or (first not in commands and Path(first).exists()):
+        name = shlex.quote(first)
+        return f"a command comes first: onnxshot quantize {name} --calib DATA, or onnxshot inspect {name}"
+    return ""
+
+
+def _nearest(given: str, options: Sequence[str]) -> str:
+    """The option that was most likely meant: a similar one, or one that begins alike; empty where there is none."""
+    close = get_close_matches(given, options, n=1, cutoff=_NEAR)
+    begun = [one for one in options if len(one) >= _BEGUN and (given.startswith(one) or one.startswith(given))]
+    return (close or begun or [""])[0]
 
 
 def _bad_value(error: Any, said: str) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -192,8 +193,8 @@ EvalOpt = Annotated[
     ),
 ]  # fmt: skip
 SparsityOpt = Annotated[
-    float | None,
-    typer.Option(metavar="SHARE", rich_help_panel=ZEROS, help="Share of the weights that become zero, such as 0.5."),
+    str | None,
+    typer.Option(metavar="SHARE", rich_help_panel=ZEROS, help="Share of the weights that become zero: 0.5, or 50%."),
 ]
 ScopeOpt = Annotated[
     str | None,
@@ -257,24 +258,31 @@ def arguments_of(given: list[str] | None) -> dict[str, str]:
     return arguments
 
 
-def share_of(option: str, text: str | None) -> float | None:
+def share_of(option: str, text: str | None, example: str = "2% or 0.02") -> float | None:
     """A share given as 2% or 0.02; None if it is not given. Raises UsageError where it is malformed."""
     if text is None:
         return None
+    share = _number(text)
+    if share is None:
+        raise UsageError(f"{option} is {shown(text)}", f"a share, such as {example}")
+    return share
+
+
+def _number(text: str) -> float | None:
+    """A number, or percent; None for other text."""
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
-    try:
+    with contextlib.suppress(ValueError):
         return float(number) / (100.0 if percent else 1.0)
-    except ValueError:
-        raise UsageError(f"{option} is {shown(text)}", "a share, such as 2% or 0.02") from None
+    return None
 
 
 def layer_sparsity(text: str) -> tuple[str, float]:
     """One value of --layer: (glob, sparsity). Raises UsageError where it is malformed."""
-    glob, _, share = text.rpartition("=")
-    try:
-        return glob, float(share)
-    except ValueError:
-        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'") from None
+    glob, _, text_of_share = text.rpartition("=")
+    share = _number(text_of_share)
+    if share is None:
+        raise UsageError(f"--layer is {text!r}", "GLOB=SPARSITY, such as 'conv1=0.3'")
+    return glob, share
 
 
 def recipe_of(

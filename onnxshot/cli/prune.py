@@ -30,13 +30,18 @@ from onnxshot.cli.options import (
     layer_sparsity,
     preset_of,
     samples_of,
+    share_of,
     tell,
 )
 from onnxshot.errors import GoalMissed, UsageError
+from onnxshot.files.messages import shown
 from onnxshot.progress import PRUNING
 
 if TYPE_CHECKING:
     from onnxshot.results.shrunk import ShrinkResult
+
+_CUT_SCOPES = ("all", "mlp", "heads")
+_SHARES = "50% or 0.5"
 
 
 def prune(
@@ -75,14 +80,14 @@ def prune(
         typer.Option("--keep-zeros", rich_help_panel=ZEROS, help="Keep the zeros of the input, and count them."),
     ] = False,
     target_flops: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the multiply-accumulates to keep."),
     ] = None,
     target_params: Annotated[
-        float | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the parameters to keep.")
+        str | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the parameters to keep.")
     ] = None,
     target_latency: Annotated[
-        float | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the latency to keep.")
+        str | None, typer.Option(metavar="SHARE", rich_help_panel=CHANNELS, help="Share of the latency to keep.")
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -98,7 +103,7 @@ def prune(
     prune_scope: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(("all", "mlp", "heads")),
+            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(_CUT_SCOPES),
             help="What may be cut: all, mlp or heads.",
         ),
     ] = "all",
@@ -128,9 +133,11 @@ def prune(
 
     reading = preset_of(preset, tokenizer, length)
     out = output or model.parent / f"{model.stem}.pruned.onnx"
+    zeros = share_of("--sparsity", sparsity, _SHARES)
     targets = {
-        "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
-        "max_drop": max_drop,
+        "target_flops": share_of("--target-flops", target_flops, _SHARES),
+        "target_params": share_of("--target-params", target_params, _SHARES),
+        "target_latency": share_of("--target-latency", target_latency, _SHARES), "max_drop": max_drop,
     }  # fmt: skip
     channels = pattern == "channels"
     of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
@@ -138,9 +145,15 @@ def prune(
     if wrong := [name for name, given in (of_zeros if channels else of_channels).items() if given]:
         hint = "it applies to patterns that set zeros" if channels else "it applies to --pattern channels"
         raise UsageError(f"--{wrong[0]} with --pattern {pattern}", hint)
-    if channels and sparsity is not None:
-        targets["target_flops"] = 1 - sparsity
-    asked = layer or 0 < (sparsity or 0) < 1
+    if prune_scope not in _CUT_SCOPES:
+        raise UsageError(f"--prune-scope is {shown(prune_scope)}", f"one of {', '.join(_CUT_SCOPES)}")
+    if channels and zeros is not None:
+        if beside := [name for name, given in of_channels.items() if given]:
+            raise UsageError(f"--sparsity is given beside --{beside[0]}", "give one of them")
+        if not 0 <= zeros < 1:
+            raise UsageError(f"--sparsity is {zeros:g}", "give a share from 0 up to but not including 1, such as 0.5")
+        targets["target_flops"] = 1 - zeros
+    asked = layer or 0 < (zeros or 0) < 1
     if not channels and not as_json and asked and model.is_file():  # else an error follows, and nothing else matters
         terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
     files = files_of(report, unnamed=() if output is not None else (out,))
@@ -158,7 +171,7 @@ def prune(
             )  # fmt: skip
         else:
             result = onnxshot.prune(
-                model, calib, sparsity=sparsity, pattern=pattern, scope=scope, output=out, preset=reading,  # type: ignore[arg-type]
+                model, calib, sparsity=zeros, pattern=pattern, scope=scope, output=out, preset=reading,  # type: ignore[arg-type]
                 include=include or (), exclude=exclude or (), layers=dict(map(layer_sparsity, layer or ())),
                 keep_zeros=keep_zeros, settings=settings,
             )  # fmt: skip

@@ -141,7 +141,8 @@ class ShrinkStage(Plain):
             given, lacking = ("max_drop", "evaluate") if self.evaluate is None else ("evaluate", "max_drop")
             raise BadKey((given,), "is given without", "a drop is of the score of a function: give both", (lacking,))
         if not targets:
-            raise BadKey(("target_flops",), "is missing", "give it, or target_params, target_latency or max_drop")
+            hint = "give it, or [[target_params]], [[target_latency]] or [[max_drop|--max-drop]]"
+            raise BadKey(("target_flops",), "is missing", hint)
         if len(targets) > 1:
             one, other, *_ = targets
             raise BadKey((one,), "is given beside", "give one of them", (other,))

@@ -318,10 +318,35 @@ def test_an_empty_argument_is_no_folder(shell: Shell, args: list[str]) -> None:
         (["quantize", "net.onnx", "--min-sqnr", "loud"], "--min-sqnr is 'loud' (a number)"),
         (["bench", "net.onnx", "--threads", "0"], "--threads is '0' ("),
         (["ui", "--port", "x"], "--port is 'x' (a whole number)"),
+        (["net.onnx", "--calib", "c"], "a command comes first: onnxshot quantize net.onnx --calib DATA, or"),
+        (["help", "quantize"], "(type onnxshot quantize --help)"),
+        (["help"], "(type onnxshot --help)"),
+        (["version"], "(type onnxshot --version)"),
+        (["cache", "clean"], "onnxshot cache --help lists the commands"),
+        (["quantize", "net.onnx", "--calibration", "c"], "no option --calibration (did you mean --calib? "),
+        (["quantize", "net.onnx", "--effort", "bst"], "--effort is 'bst' (one of fast, balanced, best)"),
+        (["quantize", "net.onnx", "--bits", "4", "--precision", "fp16"], "--bits is 4, which does not go with --"),
+        (["quantize", "net.onnx", "--memory", "4"], "--memory is 4, less than 256M"),
+        (["prune", "net.onnx", "--sparsity", "half"], "--sparsity is 'half' (a share, such as 50% or 0.5)"),
+        (["compress", "net.onnx", "--calib", "calib.npz", "--sparsity", "150%"], "--sparsity is 1.5 ("),
     ],
 )
 def test_what_was_mistyped_is_told_with_what_was_meant(shell: Shell, args: list[str], line: str) -> None:
-    assert line in shell(*args).error
+    ran = shell(*args)
+    assert (ran.code, line in ran.error) == (2, True), ran.error
+
+
+def test_a_name_that_begins_with_a_dash_is_told_from_an_option(shell: Shell) -> None:
+    (shell.folder / "net.onnx").rename(shell.folder / "-net.onnx")
+    assert "a file whose name begins with a dash is given as ./-net.onnx" in shell("inspect", "-net.onnx").error
+    assert shell("inspect", "./-net.onnx").code == 0
+
+
+def test_half_of_the_weights_is_50_percent(shell: Shell) -> None:
+    for share in ("50%", "0.5"):
+        assert shell("prune", "net.onnx", "--sparsity", share, "-o", f"{share}.onnx", *QUICK).code == 0
+    first, second = (onnx.load(shell.folder / name) for name in ("50%.onnx", "0.5.onnx"))
+    assert first.graph == second.graph
 
 
 @pytest.mark.parametrize("args", [["quantize", "net.onnx", "--nonsense"], ["quantize"], ["fly"], ["bench"]])
@@ -455,12 +480,13 @@ def test_channels_are_cut_on_the_command_line(shell: Shell) -> None:
     ("arguments", "told"),
     [
         (["--sparsity", 0.5, "--target-flops", 0.5], "--target-flops with --pattern unstructured"),
-        (["--pattern", "channels"], "target_flops is missing"),
-        (["--pattern", "channels", "--sparsity", 0.5, "--prune-scope", "tails"], "scope is 'tails'"),
-        (["--pattern", "channels", "--sparsity", 0.5, "--multiple", 3], "multiple is 3"),
-        (["--pattern", "channels", "--sparsity", 0.5, "--importance", "taylor"], "importance is 'taylor'"),
+        (["--pattern", "channels"], "--target-flops is missing (give it, or --target-params,"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--prune-scope", "tails"], "--prune-scope is 'tails'"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--multiple", 3], "--multiple is 3"),
+        (["--pattern", "channels", "--sparsity", 0.5, "--importance", "taylor"], "--importance is 'taylor'"),
         (["--pattern", "channels", "--sparsity", 0.5, "--importance", "batchnorm"], "followed by a BatchNorm"),
-        (["--pattern", "channels", "--sparsity", 1.5], "target_flops is -0.5"),
+        (["--pattern", "channels", "--sparsity", 1.5], "--sparsity is 1.5"),
+        (["--pattern", "channels", "--sparsity", "50%", "--target-flops", 0.5], "--sparsity is given beside --t"),
         (["--pattern", "channels", "--sparsity", 0.5, "--scope", "erk"], "--scope with --pattern channels"),
         (["--pattern", "channels", "--sparsity", 0.5, "--keep-zeros"], "--keep-zeros with --pattern channels"),
     ],
