@@ -15,7 +15,7 @@ from onnxshot.calibration.arrays import Headers, read_npz
 from onnxshot.calibration.stats import NO_STATS, TensorStats, from_arrays, merge, to_arrays
 from onnxshot.errors import CalibrationError, UsageError
 from onnxshot.files.atomic_write import write_file
-from onnxshot.files.regular_files import check_regular, is_special
+from onnxshot.files.regular_files import check_regular, holds_nothing, is_special
 from onnxshot.files.urls import refuse_remote
 
 _FORMAT = 4  # raised when what the arrays mean changes
@@ -85,6 +85,17 @@ def refuse_suffix(path: Path) -> None:
     """Raise UsageError for a path of statistics that does not end in .npz."""
     if path.suffix != ".npz":
         raise UsageError(f"{path}: statistics are written as .npz", "name a .npz file with [[output]]")
+
+
+def no_statistics(path: Path) -> str:
+    """The reason not to replace an existing file by statistics; empty where it holds statistics, or nothing."""
+    try:
+        if holds_nothing(path):
+            return ""
+        with zipfile.ZipFile(path) as archive:
+            return "" if f"{_HEAD}.npy" in archive.namelist() else "it holds no statistics of onnxshot"
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return "it holds no statistics of onnxshot"
 
 
 def load_statistics(path: str | Path) -> Statistics:

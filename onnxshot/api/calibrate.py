@@ -16,6 +16,7 @@ from onnxshot.calibration.statistics_file import (
     Statistics,
     join,
     load_statistics,
+    no_statistics,
     refuse_suffix,
 )
 from onnxshot.calibration.text_preset import TextPreset
@@ -80,7 +81,7 @@ def calibrate(
     files = settings.files.reading(*of_run(loaded, calib, preset))
     if output is not None:
         refuse_suffix(Path(output))
-        files = files.writing(Write(Path(output), "the file of statistics"))
+        files = files.writing(Write(Path(output), "the file of statistics", no_statistics))
     files.check()
     half = recipe.quantizes and bool(widen(loaded).computed) and target.keeps_half
     prepare(loaded, target, recipe, keep_overridable=settings.keep_overridable, half=half)
@@ -107,7 +108,7 @@ def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:
         raise UsageError(f"{len(paths)} file of statistics to merge", "name two or more")
     refuse_suffix(Path(output))
     reads = tuple(Read(Path(path), "one of the files to merge") for path in paths)
-    Files(reads, (Write(Path(output), "the output"),)).check()
+    Files(reads, (Write(Path(output), "the output", no_statistics),)).check()
     joined = join([load_statistics(path) for path in paths], [str(path) for path in paths])
     joined.save(output)
     return joined

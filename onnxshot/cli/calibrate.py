@@ -25,6 +25,7 @@ from onnxshot.cli.options import (
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
+    file_of,
     preset_of,
     samples_of,
     tell,
@@ -42,7 +43,10 @@ def calibrate(
     ],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="FILE", rich_help_panel=RESULT, help="Where to write, a .npz file."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT, parser=file_of,
+            help="Where to write, a .npz file.",
+        ),
     ],
     merge: Annotated[
         bool, typer.Option("--merge", rich_help_panel=DATA, help="Merge the statistics of parts of the data.")

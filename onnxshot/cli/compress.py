@@ -37,6 +37,7 @@ from onnxshot.cli.options import (
     files_of,
     is_given,
     layer_sparsity,
+    place_of,
     preset_of,
     recipe_of,
     samples_of,
@@ -79,7 +80,7 @@ def compress(
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
             help="Default: MODEL.small.onnx, beside MODEL.",
@@ -130,10 +131,10 @@ def compress(
         given["shapes"] = parse_shapes(shape)
     if bundle is not None:
         refuse_folder(bundle)  # before the work starts
-    out = output or model.parent / f"{model.stem}.small.onnx"
+    out, named = place_of(output, model.parent / f"{model.stem}.small.onnx")
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=() if bundle is None else (bundle,),
-        unnamed=() if output is not None else (out,),
+        unnamed=() if named else (out,),
     )  # fmt: skip
     if bundle is not None:
         files = files.reading(*of_beside(model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +35,7 @@ from onnxshot.cli.options import (
     TokenizerOpt,
     VerifyOpt,
     files_of,
+    place_of,
     preset_of,
     tell,
 )
@@ -52,7 +52,7 @@ def emit(
     ] = None,
     target: TargetOpt = "ort",
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", rich_help_panel=RESULT, help="Where to write. Default: beside MODEL."
         ),
@@ -83,10 +83,10 @@ def emit(
     reading = preset_of(preset, tokenizer, length)
     formats = split_commas(to)
     beside = f"{model.stem}.normalized.onnx" if formats is None or "onnx" in formats else model.name
-    place = output or model.parent / beside
+    place, named = place_of(output, model.parent / beside)
     options = options_from(shapes, hardware, half_weights, timing_cache, build_minutes, threads)
     with terminal.progress(not as_json) as show:
-        unnamed = (place,) if output is None and place != model else ()
+        unnamed = () if named or place == model else (place,)
         files = files_of(report, unnamed=unnamed)
         settings = onnxshot.Settings(verify=verify, threads=threads, memory=memory, files=files, progress=show)
         found = onnxshot.emit(

@@ -10,6 +10,7 @@ import typer
 
 from onnxshot.cli.completion import FORMATS, one_of
 from onnxshot.cli.help import RUNTIMES, TENSORRT
+from onnxshot.cli.options import place_of
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 
@@ -80,24 +81,23 @@ def options_from(
 
 
 def output_paths(
-    model: Path, output: Path | None, emit: Sequence[str] | None, targets: Sequence[str], precision: str
-) -> dict[str, Path]:
-    """Return the output path for each target.
+    model: Path, output: str | None, emit: Sequence[str] | None, targets: Sequence[str], precision: str
+) -> tuple[dict[str, Path], bool]:
+    """Return the output path for each target, and whether the output names that file.
 
     Without an output the path lies beside the model and ends in the precision, with the suffix of the first requested
     format or of the target's own format. If there are several targets, the name of each is added.
     """
     from onnxshot.targets import RUNTIMES, target_named
 
-    if output is not None and not output.name:
-        raise UsageError(f"the output {output} is a folder", "name the file in it with -o")
-    found = {}
+    found, named = {}, len(set(targets)) == 1
     for name in dict.fromkeys(targets):
         first = (split_commas(emit) or (target_named(name).emits,))[0]
         suffix = RUNTIMES[first].suffix if first in RUNTIMES else ".onnx"
-        place = output or model.parent / f"{model.stem}.{precision}{suffix}"
+        place, by_name = place_of(output, model.parent / f"{model.stem}.{precision}{suffix}")
         found[name] = place.with_name(f"{place.stem}.{name}{place.suffix}") if len(set(targets)) > 1 else place
-    return found
+        named = named and by_name
+    return found, named
 
 
 def joint_report(reports: Mapping[str, Report]) -> dict[str, Any]:

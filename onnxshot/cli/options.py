@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 
+_SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 _DIGITS = 19  # most digits of a number of samples
+
+def file_of(given: str) -> Path:
+    """The value of an option that names a file. Raises UsageError for a name that ends in a slash."""
+    if given.endswith(_SLASHES):
+        raise UsageError(f"{given} is a folder", f"name the file in it, such as {given}NAME")
+    return Path(given)
+
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
@@ -127,7 +136,8 @@ SetOpt = Annotated[
 ReportOpt = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", rich_help_panel=RESULT, help="Also write a report: a page (.html), else JSON."
+        metavar="FILE", rich_help_panel=RESULT, parser=file_of,
+        help="Also write a report: a page (.html), else JSON.",
     ),
 ]  # fmt: skip
 LogOpt = Annotated[
@@ -247,6 +257,23 @@ def samples_of(text: str) -> int | Literal["auto", "all"]:
     raise UsageError(f"--samples is {shown(text)}", "a number above 0, 'auto', or 'all'")
 
 
+def place_of(given: str | None, usual: Path) -> tuple[Path, bool]:
+    """Where a result goes by the value of -o, and whether that names the file.
+
+    given: a file, or a folder, into which the result goes under its usual name: one that is there, or ends in a slash.
+    usual: where it goes if nothing is given.
+    """
+    if given is None:
+        return usual, False
+    folder = is_folder(given)
+    return (Path(given) / usual.name if folder else Path(given)), not folder
+
+
+def is_folder(given: str) -> bool:
+    """Whether the value of an option is that of a folder: it ends in a slash, or the folder is there."""
+    return given.endswith(_SLASHES) or os.path.isdir(given)  # noqa: PTH112  # false for names that are too long
+
+
 def arguments_of(given: list[str] | None) -> dict[str, str]:
     """Parse the values of --set into {name: value}. Raises UsageError if one is malformed."""
     arguments = {}
@@ -322,10 +349,11 @@ def files_of(
     from onnxshot.delivery.output_files import OUTPUT, of_bundle
     from onnxshot.delivery.overwrite_checks import foreign_artifact
     from onnxshot.files.links import follow_link
+    from onnxshot.report.saving import no_report
 
     return Files(of_recipe(recipe, arguments_of(arguments))).writing(
         *(Write(follow_link(place), OUTPUT, foreign_artifact) for place in unnamed),
-        *([Write(report, "the report")] if report is not None else []),
+        *([Write(report, "the report", no_report, option="--report")] if report is not None else []),
         *map(of_bundle, bundle),
     )
 

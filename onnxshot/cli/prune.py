@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +27,7 @@ from onnxshot.cli.options import (
     VerifyOpt,
     files_of,
     layer_sparsity,
+    place_of,
     preset_of,
     samples_of,
     share_of,
@@ -60,7 +60,7 @@ def prune(
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
             help="Default: MODEL.pruned.onnx, beside MODEL.",
@@ -132,7 +132,7 @@ def prune(
     from onnxshot.report.saving import save_report
 
     reading = preset_of(preset, tokenizer, length)
-    out = output or model.parent / f"{model.stem}.pruned.onnx"
+    out, named = place_of(output, model.parent / f"{model.stem}.pruned.onnx")
     zeros = share_of("--sparsity", sparsity, _SHARES)
     targets = {
         "target_flops": share_of("--target-flops", target_flops, _SHARES),
@@ -156,7 +156,7 @@ def prune(
     asked = layer or 0 < (zeros or 0) < 1
     if not channels and not as_json and asked and model.is_file():  # else an error follows, and nothing else matters
         terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
-    files = files_of(report, unnamed=() if output is not None else (out,))
+    files = files_of(report, unnamed=() if named else (out,))
     result: ShrinkResult | onnxshot.PruneResult
     with terminal.progress(not as_json, stages=PRUNING) as show:
         settings = onnxshot.Settings(

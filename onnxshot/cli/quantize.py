@@ -64,7 +64,7 @@ def quantize(
     model: ModelArg,
     calib: CalibOpt = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", rich_help_panel=RESULT,
             help="Default: MODEL.PRECISION.onnx, beside MODEL.",
@@ -239,9 +239,10 @@ def quantize(
     wanted = evaluation is not None or any(value is not None for value in goals.values())
     goal = onnxshot.Goal(evaluate=evaluation, **goals) if wanted else None
     sinks = sinks_of(log)
+    place = None if output is None else Path(output)
     targets = emit_options.split_commas([target]) if is_given(context, "target") else None
     if targets is None and recipe_file is None and arguments is None:
-        alone = target_of_artifact(emit_options.split_commas(emit), output)
+        alone = target_of_artifact(emit_options.split_commas(emit), place)
         targets = None if alone is None else (alone,)
     how_run: dict[str, Any] = {
         "samples": samples_of(samples), "verify": verify, "use_cache": cache, "threads": threads, "device": device,
@@ -251,7 +252,7 @@ def quantize(
     if model.is_dir():
         files = files_of(report, recipe=recipe_file, arguments=arguments)
         values, made = quantize_folder(
-            model, calib, output, preset, recipe.for_target((targets or (recipe.target,))[0]),
+            model, calib, place, preset, recipe.for_target((targets or (recipe.target,))[0]),
             {**how_run, "files": files}, as_json=as_json,
             refused={
                 "--emit": emit, "--bundle": bundle, "--stats": stats, "a goal": goal,
@@ -266,7 +267,7 @@ def quantize(
         _refuse_slow(made.reports, require_faster)
         return
     kind = recipe.precision if recipe.bits is None else f"int{recipe.bits}"
-    places = emit_options.output_paths(model, output, emit, targets or (recipe.target,), kind)
+    places, named = emit_options.output_paths(model, output, emit, targets or (recipe.target,), kind)
     if goal is not None and set(emit_options.split_commas(emit) or ("onnx",)) != {"onnx"}:
         raise UsageError("a goal is searched for in ONNX Runtime only", "run onnxshot emit on the result")
     how: dict[str, Any] = {"emit": emit_options.split_commas(emit)} if goal is None else {"goal": goal}
@@ -279,7 +280,7 @@ def quantize(
         refuse_folder(folder)  # before the work starts
     files = files_of(
         report, recipe=recipe_file, arguments=arguments, bundle=bundles.values(),
-        unnamed=places.values() if output is None or len(places) > 1 else (),
+        unnamed=() if named else places.values(),
     )  # fmt: skip
     if bundle is not None:
         files = files.reading(*of_beside(model))

@@ -21,6 +21,7 @@ from onnxshot.cli.options import (
     StatsOpt,
     TokenizerOpt,
     files_of,
+    place_of,
     preset_of,
     tell,
 )
@@ -41,7 +42,7 @@ def replay(
     tokenizer: TokenizerOpt = None,
     length: LengthOpt = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
@@ -59,8 +60,8 @@ def replay(
     Exit code 3 if the bytes differ.
     """
     reading = preset_of(preset, tokenizer, length)
-    out = output or model.parent / f"{model.stem}.replay.onnx"
-    files = files_of(unnamed=() if output is not None else (out,))
+    out, named = place_of(output, model.parent / f"{model.stem}.replay.onnx")
+    files = files_of(unnamed=() if named else (out,))
     with terminal.progress(not as_json) as show:
         settings = onnxshot.Settings(use_cache=cache, memory=memory, files=files, progress=show)
         found = onnxshot.replay(model, recorded, out, calib=calib, stats=stats, preset=reading, settings=settings)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxshot.delivery.artifacts import ONNX, artifact_path
-from onnxshot.delivery.overwrite_checks import foreign_artifact, foreign_data, foreign_model, foreign_weights
+from onnxshot.delivery.overwrite_checks import foreign_artifact, foreign_data, foreign_model, foreign_weights, no_model
 from onnxshot.delivery.record import beside
 from onnxshot.files.conflicts import OUTPUT_OPTION, Write
 from onnxshot.files.links import follow_link
@@ -31,7 +31,7 @@ def of_result(
 ) -> Iterator[Write]:
     """The files of a result.
 
-    A file whose name the user did not give may only replace a file of onnxshot (see `overwrite_checks`).
+    A file that the user named may replace a model, another only a file of onnxshot (see `overwrite_checks`).
 
     Args:
         output: path of the output.
@@ -47,7 +47,7 @@ def of_result(
         if name == ONNX:
             yield from of_model(place, role, data=data, named=named and place == output)
             continue
-        yield Write(place, role, None if named and place == output else foreign_artifact)
+        yield Write(place, role, no_model if named and place == output else foreign_artifact)
         if place.suffix == ".xml":
             yield Write(place.with_suffix(".bin"), f"the weights file of {role}", foreign_weights(place))
     if recorded:
@@ -60,7 +60,7 @@ def of_model(
     """An .onnx file and, with `data`, its data file. Raises UsageError for the suffix of another format."""
     place = follow_link(place)
     refuse_suffix(place)
-    yield Write(place, role, None if named else foreign_model, option=option)
+    yield Write(place, role, no_model if named else foreign_model, option=option)
     if data:
         yield Write(place.with_name(place.name + data), f"the data file of {role}", foreign_data(place), option=option)
 

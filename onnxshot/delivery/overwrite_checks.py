@@ -1,4 +1,4 @@
-"""Decide whether an existing file may be replaced: onnxshot wrote it, it belongs to a file being replaced, or neither.
+"""Decide whether an existing file may be replaced, by who wrote it, what it is, and whether the user named it.
 
 Nothing is written here. Each function is a `Foreign` or returns one: the reason not to replace a file, or "".
 """
@@ -11,10 +11,15 @@ from pathlib import Path
 from onnxshot.delivery.record import VERSION_KEY, beside, outputs_of, sha256
 from onnxshot.errors import OnnxshotError
 from onnxshot.files.conflicts import Foreign
-from onnxshot.graph.load import external_files, metadata_of
+from onnxshot.files.regular_files import holds_nothing
+from onnxshot.graph.load import external_files, is_model, metadata_of
+from onnxshot.report.saving import is_own_report
+from onnxshot.targets import RUNTIMES
 
 _NOT_OURS = "onnxshot has not written it"
 _MOST_TEXT = 1 << 30  # bytes up to which an IR is searched
+_OPAQUE = tuple(runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix != ".xml")
+"""Suffixes of models whose content only their runtime can tell."""
 _IR_MARK = re.compile(rb"<" + re.escape(VERSION_KEY.encode()) + rb' value="[^"<]*" ?/>')
 
 
@@ -24,6 +29,16 @@ def foreign_model(path: Path) -> str:
         return "" if VERSION_KEY in metadata_of(path) else _NOT_OURS
     except OnnxshotError as e:
         return f"{_NOT_OURS}: {e.message}"
+
+
+def no_model(path: Path) -> str:
+    """Check a file that the user named: a model of any tool may be replaced, and so may files of onnxshot."""
+    if path.suffix.lower() in _OPAQUE or is_own_report(path) or _is_ir(path) or is_model(path):
+        return ""
+    try:
+        return "" if holds_nothing(path) else "it is no model"
+    except OSError as e:
+        return f"it cannot be read: {e.strerror}"
 
 
 def foreign_artifact(path: Path) -> str:
@@ -56,15 +71,18 @@ def foreign_weights(ir: Path) -> Foreign:
     """Check the .bin file of an IR: the IR at this path exists, or a record lists the file."""
 
     def foreign(path: Path) -> str:
-        try:
-            with ir.open("rb") as file:
-                if b"<net" in file.read(4096):
-                    return ""
-        except OSError:
-            pass
-        return foreign_artifact(path)
+        return "" if _is_ir(ir) else foreign_artifact(path)
 
     return foreign
+
+
+def _is_ir(path: Path) -> bool:
+    """Whether a file is an IR of OpenVINO, made by any tool."""
+    try:
+        with path.open("rb") as file:
+            return b"<net" in file.read(4096)
+    except OSError:
+        return False
 
 
 def _reads(model: Path, data: Path) -> bool:

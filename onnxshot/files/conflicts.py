@@ -68,10 +68,10 @@ class Write:
     Attributes:
         path: of the file or folder.
         role: what messages call it, such as "the report".
-        foreign: checks an existing file; None where the user named the file, and thereby allowed replacing it.
+        foreign: checks an existing file; None where any may be replaced.
         folder: whether it is a folder, which is replaced as a whole.
         holds: files that the folder will contain and that could be taken for samples.
-        option: the option to choose another path with.
+        option: the option to choose another path with; empty where there is none.
     """
 
     path: Path
@@ -105,8 +105,7 @@ class Files:
 
         Raises:
             UsageError: a path cannot be written to; a file that is read would be overwritten; a new file would become a
-                sample; two writes have the same path; or a file exists that onnxshot did not write and the user did not
-                name.
+                sample; two writes have the same path; or a file exists that must not be replaced.
         """
         for folder in {_refuse_link(write).parent for write in self.writes}:
             clear_dead(folder)
@@ -117,7 +116,7 @@ class Files:
         for write in self.writes:
             if write.foreign is not None and os.path.lexists(write.path) and (why := write.foreign(write.path)):
                 what = f"{write.role} {write.path} would replace a file that is there: {why}"
-                raise UsageError(what, f"move it away, or choose another place with {write.option}")
+                raise UsageError(what, f"move it away, or {_OTHER}{f' with {write.option}' if write.option else ''}")
 
     def _refuse_read(self) -> None:
         """Raise UsageError where a file that is read would be replaced, or a folder of samples would gain a file."""

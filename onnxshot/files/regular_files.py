@@ -48,6 +48,14 @@ def is_special(path: str | Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
+def holds_nothing(path: Path) -> bool:
+    """Whether a file is empty, or is not there. Raises OSError where that cannot be told."""
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
 def read_regular(path: str | Path, what: str, kind: type[OnnxshotError] = UsageError, most: int = TEXT_BYTES) -> bytes:
     """The bytes of a regular file. Arguments and errors are those of `check_regular`.
 

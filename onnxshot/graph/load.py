@@ -292,6 +292,15 @@ def metadata_of(path: Path) -> dict[str, str]:
     return {str(entry.key): str(entry.value) for entry in _parsed(path)[0].metadata_props}
 
 
+def is_model(path: Path) -> bool:
+    """Whether a file parses as an ONNX model that has a graph, whatever its name."""
+    try:
+        graph = _parsed(path)[0].graph
+    except ModelError:
+        return False
+    return bool(graph.output or graph.node)
+
+
 def _locations(proto: ModelProto) -> list[str]:
     """The locations of external data that the tensors of a model name, sorted."""
     found: set[str] = set()

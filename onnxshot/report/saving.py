@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.files.atomic_write import write_file
 from onnxshot.files.conflicts import SAMPLES, Files, Read, Write
+from onnxshot.files.regular_files import holds_nothing
 from onnxshot.graph.load import external_files
 from onnxshot.report.values import to_json
+
+_HEAD = 1 << 16  # bytes of a page up to the end of its title
+_OWN = re.compile(rb'\A\s*\{\s*"schema_version":|\A<!doctype html>.*: onnxshot report</title>', re.DOTALL)
 
 
 def save_report(values: Mapping[str, Any], path: str | Path) -> None:
@@ -25,7 +30,7 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         UsageError: the file cannot be written, or is one that the report is about.
     """
     path = Path(path)
-    Files(tuple(_mentioned(values, path)), (Write(path, "the report"),)).check()
+    Files(tuple(_mentioned(values, path)), (Write(path, "the report", no_report, option=""),)).check()
     if path.suffix.lower() in (".html", ".htm"):
         from onnxshot.report.html.page import page
 
@@ -36,6 +41,20 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
         write_file(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as e:
         raise UsageError(f"cannot write the report to {path}: {e.strerror}", "choose another file") from e
+
+
+def is_own_report(path: Path) -> bool:
+    """Whether a file is a report or page that onnxshot wrote, or the JSON of one of its commands."""
+    try:
+        with path.open("rb") as file:
+            return _OWN.search(file.read(_HEAD)) is not None
+    except OSError:
+        return False
+
+
+def no_report(path: Path) -> str:
+    """The reason not to replace an existing file by a report; empty where it is one of onnxshot, or empty."""
+    return "" if is_own_report(path) or holds_nothing(path) else "it is no report of onnxshot"
 
 
 def _mentioned(values: Mapping[str, Any], place: Path) -> Iterator[Read]:

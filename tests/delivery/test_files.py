@@ -184,7 +184,13 @@ def nothing(path: Path) -> None:
 
 
 def old(path: Path) -> None:
-    path.write_bytes(b"old")
+    """An older file of the same kind is there."""
+    if path.suffix == ".onnx":
+        onnx.save(net(3), path)
+    elif path.suffix == ".npz":
+        np.savez(path, meta=np.zeros(1))
+    else:
+        path.write_text('{"schema_version": 1}')
 
 
 WRITTEN = {  # what a link is named as, and the file that it leads to: the command
@@ -365,7 +371,7 @@ def test_an_artifact_is_written_where_it_was_named_whatever_lies_beside_it(text:
 
 def test_an_output_that_was_named_replaces_what_is_there(given: Path) -> None:
     onnx.save(net(3), "out.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
-    Path("r.json").write_text("mine")
+    Path("r.json").write_text('{"schema_version": 1}')
     assert command("quantize", "big.onnx", "--calib", "data", "-o", "out.onnx", "--report", "r.json") == 0
     written = onnx.load("out.onnx")
     assert VERSION_KEY in {entry.key for entry in written.metadata_props}
@@ -481,8 +487,6 @@ def test_a_report_is_not_saved_over_what_it_tells_of(given: Path) -> None:
     ("place", "said"),
     [
         ("pipe", "is no regular file"),
-        ("data", "is a folder"),
-        (".", "is a folder"),
         ("net.onnx/x.onnx", "is no folder"),
         ("x" * 300, "File name too long"),
         ("/dev/null", "is no regular file"),
@@ -537,18 +541,57 @@ def test_a_suffix_of_another_format_is_told_before_the_work(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "names"),
     [
-        "prune net.onnx --sparsity 0.5",
-        "emit net.onnx",
-        "replay net.onnx q.recipe.yaml",
-        f"{QUANTIZE} --target ort,openvino",
-        "compress net.onnx --calib data --sparsity 0.5",
+        ("prune net.onnx --sparsity 0.5", ("net.pruned.onnx",)),
+        ("emit net.onnx", ("net.normalized.onnx",)),
+        ("replay net.onnx q.recipe.yaml", ("net.replay.onnx",)),
+        (f"{QUANTIZE} --target ort,openvino", ("net.int8.ort.onnx", "net.int8.openvino.xml")),
+        ("compress net.onnx --calib data --sparsity 0.5", ("net.small.onnx",)),
     ],
 )
-def test_an_output_without_a_name_is_a_folder(text: str, given: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*text.split(), "-o", ".") == 2
-    assert "is a folder" in capsys.readouterr().err
+@pytest.mark.parametrize("folder", [".", "new/", "data"])
+def test_a_folder_as_output_gets_the_result_under_its_usual_name(
+    text: str, names: tuple[str, ...], folder: str, given: Path
+) -> None:
+    if text.startswith("replay"):
+        onnxshot.prune("net.onnx", sparsity=0.5, output="q.onnx", settings=QUICK)
+    assert command(*text.split(), "-o", folder) == 0
+    assert all((Path(folder) / name).is_file() for name in names)
+
+
+def test_a_folder_is_no_report(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("data", ".", "new/"):
+        assert command(*QUANTIZE.split(), "--report", place) == 2
+        assert "is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{QUANTIZE} -o mine", f"{QUANTIZE} -o out.onnx --report mine", "prune net.onnx --sparsity 0.5 -o mine",
+        "compress net.onnx --calib data --sparsity 0.5 -o mine", "emit net.onnx -o mine",
+        "calibrate net.onnx --calib data -o mine.npz",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_result_is_not_replaced_although_it_is_named(
+    text: str, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(text.split()[-1])
+    place.write_text('{"models": 1}')
+    before = tree(given)
+    assert command(*text.split()) == 2
+    assert f"{place} would replace a file that is there" in capsys.readouterr().err
+    assert tree(given) == before
+
+
+def test_models_reports_and_empty_files_are_replaced(given: Path) -> None:
+    onnx.save(net(3), "other.net")
+    Path("empty.onnx").touch()
+    for place in ("other.net", "empty.onnx"):
+        assert command(*QUANTIZE.split(), "-o", place, "--report", "r.html") == 0
+    assert command(*QUANTIZE.split(), "-o", "r.html", "--report", "r.json") == 0
+    assert command(*QUANTIZE.split(), "-o", "o.onnx", "--report", "r.json") == 0
 
 
 class Told(Exception):
