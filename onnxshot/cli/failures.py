@@ -62,7 +62,9 @@ class Failure:
     def _print(self) -> None:
         """Print the failure: on a terminal wrapped, with the hint in lines of its own; else in one line."""
         if not sys.stderr.isatty():
-            sys.stderr.write(f"error: {self.line}\n")
+            line = f"error: {self.line}"
+            coloured = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
+            sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if coloured else f"{line}\n")
             return
         from onnxshot.cli.terminal import say_error
 

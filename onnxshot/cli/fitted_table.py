@@ -18,6 +18,7 @@ _GAP = 2  # between columns
 _FRAME = 4
 _NAME = 28  # to which names are elided before a column is left out
 _LEAST_NAME = 12
+_LEAST = 6  # of names and words, where all else was tried
 _HEADS = (0.34, 0.5, 0.66, 0.8, 0.2)  # shares of an elided name that are its beginning, in the order of preference
 
 
@@ -36,6 +37,11 @@ class Field:
     figure: bool = False
     name: bool = False
     drop: int = 0
+
+    @property
+    def words(self) -> bool:
+        """Whether it holds words, whose end may be cut."""
+        return not self.figure and not self.name
 
 
 def figures(*headers: str) -> tuple[Field, ...]:
@@ -56,6 +62,11 @@ def all_elided(names: Sequence[str], width: int, dots: str = "\N{HORIZONTAL ELLI
     """The names of a column, each at most `width` wide, cut where most of them still differ."""
     ways = [[elided(name, width, dots, share) for name in names] for share in _HEADS]
     return max(ways, key=lambda found: len(set(found)))  # the first of those
+
+
+def _ended(text: str, width: int, dots: str) -> str:
+    """Words without their end, at most `width` wide."""
+    return text if cell_len(text) <= width else text[: max(width - len(dots), 0)].rstrip() + dots
 
 
 def print_table(
@@ -95,6 +106,7 @@ def print_table(
         table = Table(*columns, box=box.ROUNDED, border_style="dim")
     columns_of = {i: [row[i] for row in rows] for i in kept}
     columns_of |= {i: all_elided(columns_of[i], widths[i], dots) for i in kept if fields[i].name}
+    columns_of |= {i: [_ended(text, widths[i], dots) for text in columns_of[i]] for i in kept if fields[i].words}
     for number in range(len(rows)):
         table.add_row(*(Text(columns_of[i][number]) for i in kept), style=styles[number] if styles else None)
     console.print(table)
@@ -109,7 +121,7 @@ def _fitted(
 ) -> tuple[list[int], dict[int, int]]:
     """The columns and their widths that fit: names are elided, then columns go, then names are elided further.
 
-    A header is cut last.
+    Last are words and headers cut, and names to what tells little; figures never are.
     """
     kept, whole_widths, widths = list(kept), widths, dict(widths)
     names = [i for i in kept if fields[i].name]
@@ -127,6 +139,9 @@ def _fitted(
             kept.remove(going)
             del widths[going]
             names = [i for i in names if i != going]
+    for cut in (lambda i: fields[i].words, lambda i: fields[i].name):
+        for i in sorted(filter(cut, kept), key=lambda i: -widths[i]):
+            widths[i] = max(min(widths[i], _LEAST), widths[i] - max(_total(widths) - room, 0))
     for i in names:  # a column that went may have been wider than what was missing
         widths[i] = min(whole_widths[i], widths[i] + max(room - _total(widths), 0))
     return kept, widths

@@ -17,6 +17,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from onnxshot.cli.examples import EXAMPLES, PAGES
+from onnxshot.cli.terminal import color_system
 
 MOST_USED = "Most used"
 DATA, RESULT, ACCURACY, GOALS = "Data", "Result", "Accuracy", "Goals"
@@ -109,7 +110,7 @@ def panels_of(command: Any, params: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
+    console = Console(highlight=False, color_system=color_system())
     console.width = min(console.width, _WIDEST)
     return console
 

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -59,7 +59,14 @@ def stderr_console() -> Console:
 
     While the progress line is shown it is the console of that line, which prints above it.
     """
-    return _console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
+    return _console or Console(
+        stderr=True, highlight=False, soft_wrap=True, quiet=_quiet, color_system=color_system()
+    )
+
+
+def color_system() -> Literal["auto"] | None:
+    """What a console is told of colours: with NO_COLOR, no style at all, as rich alone would keep what is bold."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def say(console: Console, text: str, style: str = "", indent: str = "  ") -> None:

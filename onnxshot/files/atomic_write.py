@@ -48,7 +48,7 @@ def aside(final: Path) -> Iterator[Path]:
         part = Part(final.parent, final.stem or "file")
     except OSError as e:
         _remove_empty(made)
-        raise UsageError(f"cannot write to {final.parent}: {e.strerror}") from e
+        raise UsageError(f"cannot write to {final.parent}: {e.strerror}", "choose another folder for it") from e
     try:
         yield part.path
     finally:

@@ -33,8 +33,13 @@ _MOST_FIELDS = 64  # of a tensor: more are a rank that no weight has
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _GRAPH, _INITIALIZER = 7, 5  # fields of ModelProto and GraphProto
-_OF_MODEL = frozenset(field.number for field in ModelProto.DESCRIPTOR.fields)
+_OF_MODEL = {
+    (field.number, _BYTES if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE) else _VARINT)
+    for field in ModelProto.DESCRIPTOR.fields
+}
+"""Number and wire type of each field of a model."""
 _MOST_UNKNOWN = 1000  # fields of a newer version of ONNX: a file with more of them is no model
+_MOST_KNOWN = 1 << 17  # opsets, functions and metadata
 _RAW, _LITTLE_ENDIAN = 9, {4: TensorProto.FLOAT, 10: TensorProto.DOUBLE}  # fields of TensorProto: as raw data if packed
 
 
@@ -124,10 +129,12 @@ def _scanned(path: Path) -> ModelProto:
     with path.open("rb") as opened:
         file = _File(opened)
         graph: tuple[int, int, int] | None = None
-        unknown = 0
+        unknown = known = 0
         for number, kind, start, content, end in file.fields(0, file.size):
-            unknown += number not in _OF_MODEL
-            if unknown > _MOST_UNKNOWN:  # protobuf would keep them all, at many times the size of the file
+            of_model = (number, kind) in _OF_MODEL
+            known, unknown = known + of_model, unknown + (not of_model)
+            # protobuf would keep them all, at many times the size of the file
+            if unknown > _MOST_UNKNOWN or known > _MOST_KNOWN:
                 raise DecodeError("its fields are not those of a model")
             if number == _GRAPH:
                 if graph is not None or kind != _BYTES:

@@ -211,6 +211,8 @@ def _refuse_other_formats(path: Path) -> None:
 
 def _nearest(path: Path) -> str:
     """A hint with the .onnx files of the folder whose names are closest to the given one."""
+    if path.is_symlink():
+        return "it is a link that leads to no file"
     if not path.parent.is_dir():
         return f"the folder {_printable(path.parent)} does not exist either"
     names = [p.name for p in path.parent.glob("*.onnx")]

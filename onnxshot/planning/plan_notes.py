@@ -7,19 +7,22 @@ from collections.abc import Iterator, Mapping
 from onnxshot.planning.block_schemes import bits_of
 from onnxshot.planning.int8_or_float import Decisions
 from onnxshot.planning.node_mode import is_weighted
-from onnxshot.planning.plan import FLOAT, FOLDED, WeightPlan
+from onnxshot.planning.plan import FLOAT, FOLDED, STATIC, WeightPlan
 from onnxshot.targets.base import Target
+from onnxshot.wording import worded
 
 
 def plan_notes(made: Decisions, target: Target, planned: Mapping[str, WeightPlan]) -> tuple[str, ...]:
-    """Notes on weights that are not in 4 bits or that no kernel multiplies by, and on rules that were not followed.
+    """Notes on weights that are not in 4 bits or that no kernel multiplies by, and on what of a recipe had no effect.
 
     Args:
         made: the mode of each node.
         target: the rules of the runtime.
         planned: node label -> how its weight is quantized.
     """
-    return (*_of_bits(made, target, planned), *_of_forms(planned), *_of_modes(made), *_of_patterns(made))
+    return (
+        *_of_bits(made, target, planned), *_of_forms(planned), *_of_modes(made), *_of_method(made), *_of_patterns(made),
+    )  # fmt: skip
 
 
 def _of_bits(made: Decisions, target: Target, planned: Mapping[str, WeightPlan]) -> Iterator[str]:
@@ -48,6 +51,13 @@ def _of_modes(made: Decisions) -> Iterator[str]:
         said = f"{made.asked.modes[node]} for {node.label!r}, which is {treated[node]}"
         which = f"{len(unmet)} of {len(treated)} layers do not have the mode that the recipe asks for"
         yield f"{which}: {said}{why and ': '}{why}"
+
+
+def _of_method(made: Decisions) -> Iterator[str]:
+    quantized = {node: how for node, how in made.how.items() if how != FLOAT}
+    methods = {made.asked.of(node).method for node in quantized}
+    if STATIC not in quantized.values() and methods - {"auto"}:
+        yield worded("[[method]] has no effect: no range of an activation is calibrated")
 
 
 def _of_patterns(made: Decisions) -> Iterator[str]:

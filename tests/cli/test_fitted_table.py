@@ -47,6 +47,18 @@ def test_columns_go_in_their_order_and_names_last() -> None:
                      24: ["node", "dB"]}  # fmt: skip
 
 
+def test_figures_stay_whole_where_words_and_names_do_not_fit() -> None:
+    fields = (Field("layer", name=True), Field("precision"), *figures("SQNR dB", "float ms"))
+    rows = [(name, "float32 -> static uint8 x int8", f"42.{i}", f"0.{i}11") for i, name in enumerate(NAMES[:9])]
+    where = console(40)
+    print_table(where, fields, rows)
+    head, *lines = printed(where)
+    assert head.split()[-4:] == ["SQNR", "dB", "float", "ms"]
+    for i, line in enumerate(lines):
+        assert line.split()[-2:] == [f"42.{i}", f"0.{i}11"]
+    assert max(map(len, [head, *lines])) <= 40
+
+
 def test_a_column_goes_before_a_header_is_cut() -> None:
     title = "worst tensors (4 of 16 samples)"
     where = console(56)

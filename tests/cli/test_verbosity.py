@@ -116,6 +116,8 @@ def test_colours_follow_the_terminal_and_no_color(variables: dict[str, str], col
     shown = pseudo_terminal.run([sys.executable, "-c", code, "--help"], tmp_path, env)
     assert shown.code == 0
     assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.text)) == coloured
+    if "NO_COLOR" in variables:
+        assert not re.search(r"\x1b\[[0-9;]+m", shown.text), "nor bold, as of ruff and uv"
 
 
 @pytest.mark.parametrize(("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True)], ids=str)
@@ -128,3 +130,4 @@ def test_a_pipe_gets_colours_if_forced(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TERM", "xterm-256color")
     assert ("\x1b[" in run("--help")[1]) == coloured
+    assert run("inspect", "gone.onnx")[2].startswith("\x1b[31merror: " if coloured else "error: ")

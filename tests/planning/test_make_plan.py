@@ -611,3 +611,12 @@ def test_a_product_that_nothing_takes_in_int8_gives_floats_and_still_runs_in_int
     assert sqnr(Case(case.model, others(case.feeds)), proto) > 30, "on samples whose ranges are known"
     _, plan = planned(case, calibrate=True, format="qoperator", **options)
     assert product in plan.tensors, "QLinearMatMul has no float output"
+
+
+def test_a_method_without_ranges_is_said_to_have_no_effect() -> None:
+    case = small("g (float[8, 64] x) => (float[8, 64] y) { y = MatMul(x, w) }", {"w": weight(64, 64)}, x=(8, 64))
+    told = "method has no effect: no range of an activation is calibrated"
+    cases = (("dynamic", "mse", 1), ("weights", "mse", 1), ("dynamic", "auto", 0), ("static", "mse", 0))
+    for mode, method, said in cases:
+        _, plan = planned(case, calibrate=True, mode=mode, method=method, include=["MatMul"])
+        assert plan.notes.count(told) == said, (mode, method)
