@@ -39,23 +39,25 @@ def test_only_one_module_asks_for_what_systems_do_not_share() -> None:
     assert {name for name, _ in found} == {"system.py"}, found
 
 
-def foreign(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command as on Windows."""
+def foreign(temporary: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as on Windows, where the lock of a folder is a file among temporary files."""
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("more", [("--no-verify",), pytest.param(("--bundle", "bundle"), marks=pytest.mark.slow)])
-def test_a_command_runs_where_open_files_are_held(more: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_command_runs_where_open_files_are_held(
+    more: tuple[str, ...], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Every file is closed and unmapped before it is renamed or removed; a second run replaces what the first wrote."""
     out = tmp_path / "out" / "net.onnx"
     calib = ("--calib", fixture(KNOWN["calib"]), "--preset", fixture(KNOWN["preset"]), "--samples", 2)
     options = [tmp_path / word if word == "bundle" else word for word in more]
     options += ["-o", out, "--report", tmp_path / "r.html", "--effort", "fast", "--accept"]
     for _ in range(1 if "--no-verify" in more else 2):
-        done = foreign("quantize", fixture("digits_mobile"), *calib, *options)
+        done = foreign(tmp_path_factory.mktemp("temporary"), "quantize", fixture("digits_mobile"), *calib, *options)
         assert done.returncode == 0, done.stderr
         assert "refused" not in done.stderr
     assert out.stat().st_size
@@ -92,6 +94,7 @@ def test_locks_without_fcntl_are_those_of_msvcrt(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
     monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the lock of a folder is a file
     part = Part(tmp_path, "net")
     (part.path / "file").write_text("unfinished")
     folder = part.path.parent
