@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK", "SIGINT")  # SIGBREAK: Ctrl-Break of Windows
 _COMMAND = "onnxshot"
+_JSON = '{"schema_version": 1, "error": {"code": %d, "kind": "%s", "message": "%s", "hint": ""}}\n'
+"""What `failures.Failure.end` prints with --json; importing json takes time."""
+out = 1
+"""The descriptor of stdout, which `streams.prepare` moves with --json."""
 
 
 def _end(number: int, _: FrameType | None) -> None:
     """End the process at once. No work has begun, and an exception would surface inside a library's import."""
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    message = f"{how}; nothing is half written"
     try:
-        os.write(2, f"error: {how}; nothing is half written\n".encode())
+        os.write(2, f"error: {message}\n".encode())
+        if "--json" in sys.argv:
+            kind = "Interrupted" if number == signal.SIGINT else "Stopped"
+            os.write(out, (_JSON % (128 + number, kind, message)).encode())
     finally:
         os._exit(128 + number)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from onnxshot import early_signals
 from onnxshot.errors import UsageError
 
 BROKEN_PIPE = 141
@@ -54,6 +55,7 @@ def prepare(arguments: list[str]) -> None:
         raise UsageError("--json has no stdout to write to: it is closed", "omit --json, or redirect stdout")
     sys.stdout.flush()
     _ours = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    early_signals.out = _ours.fileno()
     os.dup2(2, 1)
 
 

@@ -1,5 +1,6 @@
 """Signals and closed pipes from the first moment on: one line, and the exit code that shells have for it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from onnx import parser
 
 from onnxshot import early_signals
+from onnxshot.report.values import SCHEMA_VERSION
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -23,21 +25,35 @@ SCRIPT = "import sys\nfrom onnxshot.cli.app import entry\nsys.exit(entry())\n"
 ROOT = str(Path(early_signals.__file__).parents[1])
 
 
-def begun(folder: Path, name: str) -> "subprocess.Popen[str]":
+def begun(folder: Path, name: str, *options: str) -> "subprocess.Popen[str]":
     """The command, at its first import that takes long, where it waits."""
     (folder / "onnxshot").write_text(SCRIPT)
     blocker = folder / "path" / "numpy"
     blocker.mkdir(parents=True)
     flag = folder / "flag"
     (blocker / "__init__.py").write_text(f"import pathlib, time\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(60)\n")
+    words = [*(part.format(folder=folder) for part in COMMANDS[name]), *options]
     process = subprocess.Popen(
-        [part.format(folder=folder) for part in COMMANDS[name]], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"PYTHONPATH": f"{folder}/path{os.pathsep}{ROOT}"}, cwd=folder / "path",
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": f"{folder}/path{os.pathsep}{ROOT}"}, cwd=folder / "path",
     )  # fmt: skip
     while not flag.exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     return process
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Stopped")])
+def test_told_to_end_while_it_imports_it_prints_the_object_that_was_asked_for(
+    number: signal.Signals, kind: str, tmp_path: Path
+) -> None:
+    process = begun(tmp_path, "module", "--json")
+    process.send_signal(number)
+    out, told = process.communicate(timeout=30)
+    found = json.loads(out)
+    assert (process.returncode, found["schema_version"]) == (128 + number, SCHEMA_VERSION)
+    message = told.removeprefix("error: ").strip()
+    assert found["error"] == {"code": 128 + number, "kind": kind, "message": message, "hint": ""}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
