@@ -27,6 +27,7 @@ from onnxshot.runtimes.ort_runtime import stored_bytes
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification import proof
 from onnxshot.verification.compare_models import compare as compare_outputs
+from onnxshot.verification.compared_files import pair_notes, refuse_other_inputs
 from onnxshot.verification.weight_sizes import record_weights
 
 
@@ -58,6 +59,7 @@ def compare(
         The report. SQNR is in dB, latency in milliseconds.
 
     Raises:
+        UsageError: The candidate has other inputs than the reference.
         ModelError: A model cannot be read or run.
         CalibrationError: The data does not fit the reference.
 
@@ -67,24 +69,28 @@ def compare(
     """
     calib = with_transform(calib, transform)
     with model_files(reference, candidate) as (one, other):
-        report = _compared(one, other, calib, preset, settings or Settings())
-    report.input, report.recipe = name_of_source(candidate), {"reference": name_of_source(reference)}
+        names = name_of_source(reference), name_of_source(candidate)
+        report = _compared(one, other, names, calib, preset, settings or Settings())
+    report.input, report.recipe = names[1], {"reference": names[0]}
     return report
 
 
 def _compared(
     reference: Path,
     candidate: Path,
+    names: tuple[str, str],
     calib: Calib | None,
     preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings,
 ) -> Report:
-    """The report on two files."""
+    """The report on two files. names: of both, in messages."""
     loaded = load_model(reference)
     other = of_model_file(candidate, "the candidate")
     settings.files.reading(*of_run(loaded, calib, preset), *other).check()
     report = Report(str(candidate), {"reference": str(reference)}, input_bytes=input_bytes(reference, loaded))
     made = load_model(candidate)
+    refuse_other_inputs(loaded, made, names)
+    report.notes += pair_notes(loaded, made, names)
     record_weights(report, loaded, made, stored_bytes(candidate))
     given = open_calib(calib, loaded, preset, settings, also=made)
     with given as data, runnable_on_cpu([reference, candidate]) as (runs, notes):

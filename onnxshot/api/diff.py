@@ -29,6 +29,7 @@ from onnxshot.results.model_source import ModelSource, model_files, name_of_sour
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.settings import Settings, budgeted
 from onnxshot.verification.compare_models import compare
+from onnxshot.verification.compared_files import refuse_other_inputs
 from onnxshot.verification.io_contract import contract, difference
 from onnxshot.verification.output_errors import OutputRow
 from onnxshot.verification.tensor_errors import TensorRow
@@ -151,6 +152,7 @@ def diff(
         The differences; `to_dict` gives plain values.
 
     Raises:
+        UsageError: The files are run, and the second has other inputs than the first.
         ModelError: A file is no model, or does not run.
         CalibrationError: The data does not fit the first file.
 
@@ -163,18 +165,20 @@ def diff(
     """
     calib = with_transform(calib, transform)
     with model_files(before, after) as (one, other):
-        found = _difference(one, other, calib, preset, settings)
-    return replace(found, before=name_of_source(before), after=name_of_source(after))
+        names = name_of_source(before), name_of_source(after)
+        found = _difference(one, other, names, calib, preset, settings)
+    return replace(found, before=names[0], after=names[1])
 
 
 def _difference(
     before: Path,
     after: Path,
+    names: tuple[str, str],
     calib: Calib,
     preset: str | Path | Preset | SoundPreset | TextPreset | None,
     settings: Settings | None,
 ) -> Diff:
-    """The differences of two files."""
+    """The differences of two files. names: of both, in messages."""
     one, other = read_layers(before), read_layers(after)
     pairs, only_before, only_after = matched(one.layers, other.layers)
     factors = factors_of(one, pairs)
@@ -184,6 +188,7 @@ def _difference(
     models = load_model(before), load_model(after)
     facts, ran = dict[str, Any](), tuple[str, ...]()
     if calib is not None:
+        refuse_other_inputs(*models, names)
         settings = settings or Settings(samples="all")
         opened = open_calib(calib, models[0], preset, settings, also=models[1])
         with opened as data, runnable_on_cpu([before, after]) as (runs, notes):

@@ -18,6 +18,7 @@ from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import open_calib
+from onnxshot.graph.integer_weights import weights_in_bytes
 from onnxshot.graph.load import load_model
 from onnxshot.graph.macs import FROZEN, INFERRED, SAMPLE, by_label
 from onnxshot.graph.weight_sparsity import Layer, layers_of, sparsity_notes
@@ -222,7 +223,7 @@ def inspect(
     ports, opset, size = contract(loaded), loaded.opset, loaded.weight_bytes()
     versions = None if runs_nowhere(loaded) else needs(loaded)
     ops = dict(Counter(n.op for _, n in loaded.walk()).most_common())
-    quantized = bool(already_quantized(loaded))
+    quantized = bool(already_quantized(loaded) or weights_in_bytes(loaded))
     inputs: tuple[InputSummary, ...] = ()
     first = None
     if not quantized:

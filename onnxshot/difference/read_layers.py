@@ -8,10 +8,10 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from onnxshot.difference.integer_weights import stored_in_integers
 from onnxshot.errors import ModelError
 from onnxshot.graph import Constant, Model, Node, Tensor, edit, opset_upgrade, shape_inference, weights
 from onnxshot.graph.integer_ops import FORMS
+from onnxshot.graph.integer_weights import stored_in_integers
 from onnxshot.graph.load import load_model
 from onnxshot.graph.ops import OPS, data_slots, op_of, weight_slot
 from onnxshot.maths.affine import QuantParams

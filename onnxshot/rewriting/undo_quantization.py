@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnxshot.errors import UsageError
 from onnxshot.graph import Model, Node, opset_upgrade
 from onnxshot.graph.integer_ops import FORMS
+from onnxshot.graph.integer_weights import weights_in_bytes
 from onnxshot.graph.load import copy_of
 from onnxshot.passes.integer_ops_to_float import IntegerOpsToFloat
 from onnxshot.passes.qoperator_to_qdq import OPSET, QOperatorToQdq
@@ -34,12 +35,14 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     """
     if complete and requantize:
         raise UsageError("[[complete=True]] keeps the scales that [[requantize=True]] removes", "give one of them")
-    found = already_quantized(model)
+    found, stored = already_quantized(model), weights_in_bytes(model)
+    if (found or stored) and not complete and not requantize:
+        raise UsageError(f"the model is quantized already: {_what(found, stored)}", _ways_out(model, pairs=bool(found)))
+    if stored:
+        count = counted(len(stored), "weight")
+        model.notes.append(f"{count} of the input, stored as integers, became floats again before quantizing")
     if not found:
         return NOTHING
-    what = f"the model is quantized already: {len(found)} nodes such as {found[0].label!r} ({found[0].op})"
-    if not complete and not requantize:
-        raise UsageError(what, _ways_out(model))
     names = {node.label: node.op for node in found}
     fold_constants(model)
     if any(node.op in FORMS for _, node in model.walk()):
@@ -62,6 +65,13 @@ def to_float(model: Model, *, complete: bool, requantize: bool) -> Trained:
     return trained
 
 
+def _what(found: Sequence[Node], stored: Sequence[str]) -> str:
+    """What says that a model is quantized: nodes, or weights that are stored as integers."""
+    if found:
+        return f"{counted(len(found), 'node')} such as {found[0].label!r} ({found[0].op})"
+    return f"{counted(len(stored), 'weight')} such as {stored[0]!r} {'is' if len(stored) == 1 else 'are'} integers"
+
+
 def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
     """The number of nodes, and one by its name and operator in the file. `names`: node name -> operator there."""
     one = left[0]
@@ -69,8 +79,11 @@ def _named(left: Sequence[Node], names: Mapping[str, str]) -> str:
     return f"{counted(len(left), 'node')} such as {own or one.label!r} ({names.get(own, one.op)})"
 
 
-def _ways_out(model: Model) -> str:
-    """Advice for a model that is quantized already: the options that work on a copy of it."""
+def _ways_out(model: Model, *, pairs: bool) -> str:
+    """Advice for a model that is quantized already: the options that work on a copy of it.
+
+    pairs: whether it has nodes whose scales can be kept.
+    """
     refusals = {}
     for way in ("complete", "requantize"):
         try:
@@ -81,6 +94,6 @@ def _ways_out(model: Model) -> str:
         "complete": "pass [[complete=True]] to keep its scales and quantize the rest",
         "requantize": "pass [[requantize=True]] to go back to float first",
     }
-    works = [text for way, text in ways.items() if way not in refusals]
+    works = [text for way, text in ways.items() if way not in refusals and (pairs or way != "complete")]
     advice = ", or ".join(["start from the float model", *works])
     return f"{advice}: {refusals['requantize']}" if "requantize" in refusals else advice
