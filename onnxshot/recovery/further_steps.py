@@ -110,7 +110,7 @@ class FurtherSteps:
         said = f"{one.typical_db:.1f} dB before, {other.typical_db:.1f} dB after"
         if gains[1] < min(gains[0], 0.0):  # the reason why it may not be kept
             said = f"{one.balanced_db:.1f} dB before, {other.balanced_db:.1f} dB after, all together"
-        said += f", on {counted(len(self.decide), 'unseen sample')}"
+        said += f", on {counted(len(self.decide), 'sample')} kept to decide"
         return sum(gains) / 2 >= _GAIN_DB and min(gains) >= -_LOST_DB, said
 
     def _chosen(self, given: Candidate, recipe: Recipe) -> Evidence:

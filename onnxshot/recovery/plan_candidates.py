@@ -215,7 +215,7 @@ def repaired(
     best, judged = judge.race(candidates(), checks)
     if not judged:
         return Repairs()
-    seen = counted(len(judged[1].each_db), "unseen sample")
+    seen = f"{counted(len(judged[1].each_db), 'sample')} kept to decide"
     if best == 0:
         return Repairs({}, f"no repair was kept: {_figures(*(one.typical_db for one in judged))}, on {seen}")
     before, after = _together(*judged)

@@ -148,7 +148,7 @@ def test_a_step_must_gain_on_a_typical_sample_and_all_together(monkeypatch: pyte
             steps: Any = further_steps.FurtherSteps(Measured(), [], [0, 1, 2], None, FAST)  # type: ignore[arg-type]
             found, said = steps._compared((None, {}), (None, {}))
             assert found is better, row
-            assert said.endswith("on 3 unseen samples")
+            assert said.endswith("on 3 samples kept to decide")
 
 
 def test_a_repair_that_harms_the_worst_samples_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
