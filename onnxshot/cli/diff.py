@@ -115,9 +115,10 @@ def _frame(console: Console, found: Diff) -> None:
 def _headline(console: Console, found: Diff) -> None:
     """Print sizes and accuracy in one line."""
     from onnxshot.cli import tables
+    from onnxshot.report.advice import size_change
 
     parts = [f"{escape(found.after)} against {escape(found.before)}"]
-    parts.append(f"{found.bytes_before / 1e6:.2f} -> {found.bytes_after / 1e6:.2f} MB")
+    parts.append(size_change(found.bytes_before, found.bytes_after))
     if found.sqnr_db is not None:
         parts.append(f"{tables.accuracy(found.sqnr_db, None)} on {counted(found.samples, 'sample')}")
     if found.agreement is not None:

@@ -26,7 +26,17 @@ from onnxshot.cli.result_frame import (
 )
 from onnxshot.cli.terminal import STYLES, say, say_notes, stderr_console
 from onnxshot.graph.skip import Skip
-from onnxshot.report.advice import BAD, Values, bits_before, decibels, int8_share, level_of, words_of
+from onnxshot.report.advice import (
+    BAD,
+    Values,
+    bits_before,
+    decibels,
+    int8_share,
+    level_of,
+    megabytes,
+    size_change,
+    words_of,
+)
 from onnxshot.report.counts import counts
 from onnxshot.report.digits import significant
 from onnxshot.report.html.figures import milliseconds
@@ -161,7 +171,7 @@ def _grouped(skips: Iterable[Skip]) -> list[str]:
 
 def _artifact_line(artifact: Artifact, values: Values) -> str:
     """Describe an artifact in one line: path, size, accuracy and speed."""
-    parts = [f"{artifact.path}: {artifact.format}, {artifact.bytes / 1e6:.2f} MB"]
+    parts = [f"{artifact.path}: {artifact.format}, {megabytes(artifact.bytes)}"]
     if (share := int8_share(values, asdict(artifact))) is not None:
         parts.append(f"{100 * share:.0f} % of the work in int8")
     if artifact.sqnr_db is not None:
@@ -336,7 +346,7 @@ def _headline(report: Report, values: Values) -> str:
     written = sum(a.bytes for a in report.outputs)
     parts = [escape(report.outputs[0].path if report.outputs else report.input)]
     if written:
-        parts.append(f"{report.input_bytes / 1e6:.2f} -> {written / 1e6:.2f} MB")
+        parts.append(size_change(report.input_bytes, written))
     if bits_before(values) is not None:
         parts.append(f"{report.bits_per_weight:.2f} bits a weight")
     # Else the perplexity says whether they are good enough, or the user does.

@@ -309,7 +309,7 @@ def decibels(db: float | None) -> str:
         return "not measured"
     if db <= -CAP_DB:
         return "not a finite number"
-    return f"{db:.1f} dB" if math.isfinite(db) else "exact" if db > 0 else "not a number"
+    return f"{db:.1f} dB" if math.isfinite(db) and db < CAP_DB else "exact" if db > 0 else "not a number"
 
 
 def megabytes(count: float, beside: float = 0) -> str:
@@ -328,6 +328,12 @@ def megabytes(count: float, beside: float = 0) -> str:
 def sizes(before: float, after: float) -> tuple[str, str]:
     """Two sizes in bytes that stand beside each other, in one unit."""
     return megabytes(before, after), megabytes(after, before)
+
+
+def size_change(before: float, after: float) -> str:
+    """Two sizes in bytes as one text, such as "0.93 -> 0.26 MB"."""
+    first, second = sizes(before, after)
+    return f"{first.partition(' ')[0]} -> {second}"
 
 
 def _size(values: Values) -> int:

@@ -21,7 +21,7 @@ from onnxshot.report.advice import (
     with_goal,
 )
 from onnxshot.report.finding import MOST_NAMED, Finding, too_low
-from onnxshot.report.values import MEASURED
+from onnxshot.report.values import MEASURED, NOT_QUANTIZABLE
 from onnxshot.runtimes.ort_bench import CLEAR, NOISE
 from onnxshot.targets import RUNTIMES
 
@@ -39,6 +39,8 @@ def nothing(values: Values) -> Iterator[Finding]:
 
 
 def _to_quantize_more(values: Values) -> str:
+    if any(str(note).startswith(NOT_QUANTIZABLE) for note in values.get("notes") or ()):
+        return _KEEP
     better = faster(values) or smaller(values)
     reasons = [str(skip.get("reason", "")) for skip in values.get("skips") or ()]
     if not better and any(reason.startswith(MEASURED) for reason in reasons):

@@ -19,6 +19,8 @@ differently were observed to differ by up to 2.6 dB.
 """
 MEASURED = "left in float, as measured"
 """How the reason of a node begins that a search left in float."""
+NOT_QUANTIZABLE = "there is nothing to quantize"
+"""How the note on a model begins that has no layer with weights."""
 VECTOR = "a vector, as of biases or norms: these stay float"
 """The reason of vectors in `Report.float_weights`; the terminal does not list them."""
 

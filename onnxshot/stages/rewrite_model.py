@@ -20,7 +20,7 @@ from onnxshot.planning.node_mode import is_embedding, is_weighted
 from onnxshot.planning.plan import FLOAT, Plan
 from onnxshot.precision16.convert import convert_to_precision16
 from onnxshot.report.timings import Timed, untimed
-from onnxshot.report.values import NodeReport
+from onnxshot.report.values import NOT_QUANTIZABLE, NodeReport
 from onnxshot.rewriting.apply_plan import apply_plan, finish
 from onnxshot.rewriting.fold_dequantized import fold_dequantized
 from onnxshot.rewriting.prepare import narrow
@@ -136,4 +136,4 @@ def _why_nothing(model: Model) -> str:
         return worded("nothing was quantized: [[report.skips|--report FILE]] says why, node by node")
     ops = list(dict.fromkeys(node.op for node in nodes))
     named = ", ".join(ops[:_NAMED]) + (f" and {len(ops) - _NAMED} more" if len(ops) > _NAMED else "")
-    return f"there is nothing to quantize: no layer of the model multiplies with a weight; its operators: {named}"
+    return f"{NOT_QUANTIZABLE}: no layer of the model multiplies with a weight; its operators: {named}"

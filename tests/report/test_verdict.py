@@ -594,3 +594,9 @@ def test_inspect_is_advised_with_what_was_asked_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("onnxshot.wording._command", False)
     fields = 'target="openvino", mode="dynamic", exclude=["/x/*", "y"]'
     assert judge(values).next.endswith(f'onnxshot.inspect("net.onnx", recipe=onnxshot.Recipe({fields}))')
+
+
+def test_a_model_without_weights_is_kept() -> None:
+    note = "there is nothing to quantize: no layer of the model multiplies with a weight; its operators: TreeEnsemble"
+    values = {**SOUND, "graph": [{**SOUND["graph"][0], "how": "float"}], "notes": [note]}
+    assert judge(values).next == "keep the input"
