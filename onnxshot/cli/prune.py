@@ -38,6 +38,9 @@ from onnxshot.files.messages import shown
 from onnxshot.progress import PRUNING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxshot.results.pruned import PruneReport
     from onnxshot.results.shrunk import ShrinkResult
 
 _CUT_SCOPES = ("all", "mlp", "heads")
@@ -153,9 +156,6 @@ def prune(
         if not 0 <= zeros < 1:
             raise UsageError(f"--sparsity is {zeros:g}", "give a share from 0 up to but not including 1, such as 0.5")
         targets["target_flops"] = 1 - zeros
-    asked = layer or 0 < (zeros or 0) < 1
-    if not channels and not as_json and asked and model.is_file():  # else an error follows, and nothing else matters
-        terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
     files = files_of(report, unnamed=() if named else (out,))
     result: ShrinkResult | onnxshot.PruneResult
     with terminal.progress(not as_json, stages=PRUNING) as show:
@@ -179,9 +179,17 @@ def prune(
         save_report(result.report.to_dict(), report)
     if isinstance(result, onnxshot.PruneResult):
         pruned = result.report
-        tell(as_json, pruned.to_dict(), lambda: tables.show_pruned(pruned, report))
+        tell(as_json, pruned.to_dict(), lambda: _show_zeros(pruned, report))
         return
     cut = result.report
     tell(as_json, cut.to_dict(), lambda: tables.show_shrunk(cut, model, out, report), output=out)
     if not cut.reached:
         raise GoalMissed(f"{out} was written, but it does not reach the target", "no more can be cut")
+
+
+def _show_zeros(pruned: PruneReport, report: Path | None) -> None:
+    """Print the report on zeros, and first what they do not do."""
+    from onnxshot.cli import tables
+
+    terminal.show_text("zeros do not make a model faster in ONNX Runtime; --pattern channels does")
+    tables.show_pruned(pruned, report)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxshot.cli.terminal import STYLES
+from onnxshot.cli.terminal import STYLES, say
 from onnxshot.delivery.input_files import of_model_file
 from onnxshot.report.advice import (
     BAD,
@@ -57,16 +58,22 @@ class Line:
 
 
 def print_frame(console: Console, lines: Iterable[Line], before: str = "before", after: str = "after") -> None:
-    """Print the lines in a frame; columns without text are left out."""
+    """Print the lines in a frame; columns without text are left out. Where figures do not fit, each line is a row."""
     rows = list(lines)
     columns = [
-        ("", "left", [row.what for row in rows]), (before, "right", [row.before for row in rows]),
-        (after, "right", [row.after for row in rows]), ("", "left", [row.change for row in rows]),
+        ("", True, [row.what for row in rows]), (before, True, [row.before for row in rows]),
+        (after, True, [row.after for row in rows]), ("", False, [row.change for row in rows]),
     ]  # fmt: skip
     kept = [column for column in columns if any(column[2])]
+    if console.is_terminal and console.width < _least_width(kept):
+        for row in rows:
+            figures = " -> ".join(filter(None, (row.before, row.after)))
+            told = ", ".join(filter(None, (f"{row.what}: {figures}", row.change)))
+            say(console, told, STYLES[row.level] if row.level != READY else "")
+        return
     table = Table(box=box.ROUNDED, show_edge=True, show_lines=False, border_style="dim" if console.is_terminal else "")
-    for header, side, _ in kept:
-        table.add_column(header, justify="right" if side == "right" else "left", overflow="fold")
+    for header, whole, _ in kept:
+        table.add_column(header, justify="right" if header else "left", no_wrap=whole)
     for number, row in enumerate(rows):
         style = STYLES[row.level] if row.level != READY else ""
         cells = [Text(column[2][number], style=style) for column in kept]
@@ -74,6 +81,15 @@ def print_frame(console: Console, lines: Iterable[Line], before: str = "before",
             cells[-1].stylize(STYLES[READY])
         table.add_row(*cells)
     console.print(table)
+
+
+def _least_width(columns: Sequence[tuple[str, bool, Sequence[str]]]) -> int:
+    """The least width of a frame, by the header of each column, whether its texts stay whole, and its texts.
+
+    A text that need not stay whole is wrapped at its words.
+    """
+    parts = [[header, *(texts if whole else " ".join(texts).split())] for header, whole, texts in columns]
+    return sum(max(map(cell_len, part)) for part in parts) + 3 * len(columns) + 1
 
 
 def lines_of(report: Report, artifact: Artifact | None = None) -> list[Line]:

@@ -420,6 +420,12 @@ def test_compare(shell: Shell) -> None:
     assert "SQNR" in ran.err
 
 
+def test_an_error_of_prune_is_one_line(shell: Shell) -> None:
+    ran = shell("prune", "net.onnx", "--sparsity", "0.5", "--scope", "every")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "--scope is 'every'" in ran.err
+
+
 def test_bench(shell: Shell) -> None:
     args = ("bench", "net.onnx", "net.onnx", "--seconds", "0.01", *QUICK)
     rows = shell(*args, "--json").json["models"]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from onnxshot.cli.fitted_table import Field, all_elided, figures, print_table
 from onnxshot.cli.merged_errors import merged
-from onnxshot.cli.result_frame import lines_of, print_frame, size_line
+from onnxshot.cli.result_frame import Line, lines_of, print_frame, size_line
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 
@@ -138,3 +138,14 @@ def test_work_in_int8_is_told_only_where_some_was_to_run_in_it() -> None:
     for precision, told in (("int8", True), ("fp16", False), (None, False)):
         report = Report("a.onnx", {"precision": precision} if precision else {}, input_bytes=4_000_000)
         assert any(line.what == "MACs in int8" for line in lines_of(report, artifact)) is told
+
+
+@pytest.mark.parametrize("width", [24, 40, 52, 60])
+def test_figures_of_a_frame_stay_whole_on_narrow_terminals(width: int) -> None:
+    where = console(width)
+    lines = [size_line(4_000_000, 1_000_000), Line("SQNR", "", "46.7 dB", "on 16 held-out samples")]
+    print_frame(where, lines)
+    found = printed(where)
+    assert max(map(len, found)) <= width
+    told = " ".join(" ".join(found).replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+    assert all(figure in told for figure in ("4.00 MB", "1.00 MB", "46.7 dB", "4.00x smaller", "held-out"))

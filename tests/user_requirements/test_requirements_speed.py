@@ -251,7 +251,7 @@ def test_row26_pruning_promises_no_speed_it_does_not_have(
     with pytest.raises(SystemExit):
         cli.main()
     told = capsys.readouterr().err
-    assert told.index("zeros do not make a model faster in ONNX Runtime") < told.index("% zeros"), "before the work"
+    assert told.index("zeros do not make a model faster in ONNX Runtime") < told.index("% zeros"), "before the figures"
     assert "x faster" not in told
     report = onnxshot.prune(fixture("digits_resnet"), sparsity=0.6, settings=QUICK).report
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
