@@ -81,15 +81,18 @@ def sync(path: Path) -> None:
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock a folder against other runs that use this function, while its files are renamed."""
-    file = None
+    file, place = None, _lock_of(folder)
     with contextlib.suppress(OSError):
-        file = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT if system.WINDOWS else os.O_RDONLY)
+        file = os.open(place, os.O_RDWR | os.O_CREAT if system.WINDOWS else os.O_RDONLY)
         system.lock(file, wait=True)
     try:
         yield
     finally:
         if file is not None:
             os.close(file)
+            if place != folder:
+                with contextlib.suppress(OSError):  # Windows removes no file that another process has open
+                    place.unlink()
 
 
 def _lock_of(folder: Path) -> Path:

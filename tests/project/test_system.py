@@ -104,6 +104,8 @@ def test_locks_without_fcntl_are_those_of_msvcrt(tmp_path: Path, monkeypatch: py
     assert not folder.exists()
     with interrupted_writes.alone_in(tmp_path):
         assert len(held) == 2
+        assert len(list(tmp_path.glob("onnxshot-*.lock"))) == 1
+    assert not list(tmp_path.glob("onnxshot-*.lock"))
     monkeypatch.setitem(sys.modules, "msvcrt", None)
     assert system.lock(0) is None
 
