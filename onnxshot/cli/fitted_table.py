@@ -5,7 +5,7 @@ On a pipe a table is as wide as its longest names, so that scripts find them who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -80,7 +80,7 @@ def print_table(
         fields: the columns.
         rows: plain text, without markup.
         styles: of each row; the style must not be the only sign of what it says.
-        framed: whether a terminal shows a frame around it.
+        framed: whether a terminal shows a frame around it, if it has the room.
     """
     if not rows:
         return
@@ -88,11 +88,15 @@ def print_table(
     widths = {i: max(cell_len(text) for text in (fields[i].header, *(row[i] for row in rows))) for i in kept}
     if not console.is_terminal:
         for row in ([field.header for field in fields], *rows):
-            cells = (row[i].rjust(widths[i]) if fields[i].figure else row[i].ljust(widths[i]) for i in kept)
-            console.print(Text((" " * _GAP).join(cells).rstrip()))
+            console.print(_line(fields, {i: row[i] for i in kept}, widths))
         return
-    if framed or console.width < _total(widths):
-        kept, widths = _fitted(fields, kept, widths, console.width - (_FRAME + len(kept) if framed else 0))
+    whole, every = widths, kept
+    if framed:
+        kept, widths = _fitted(fields, every, whole, console.width - _FRAME - len(every))
+        heads = all(widths[i] >= cell_len(fields[i].header) for i in kept)
+        framed = heads and _total(widths) + _FRAME + len(kept) <= console.width
+    if not framed:
+        kept, widths = _fitted(fields, every, whole, console.width)
     dots = "..." if console.options.ascii_only else "\N{HORIZONTAL ELLIPSIS}"
     columns = [
         Column(
@@ -107,9 +111,21 @@ def print_table(
     columns_of = {i: [row[i] for row in rows] for i in kept}
     columns_of |= {i: all_elided(columns_of[i], widths[i], dots) for i in kept if fields[i].name}
     columns_of |= {i: [_ended(text, widths[i], dots) for text in columns_of[i]] for i in kept if fields[i].words}
-    for number in range(len(rows)):
-        table.add_row(*(Text(columns_of[i][number]) for i in kept), style=styles[number] if styles else None)
+    lines = [{i: columns_of[i][number] for i in kept} for number in range(len(rows))]
+    if _total(widths) > console.width:  # the terminal breaks the lines, and no figure is lost
+        console.print(_line(fields, {i: fields[i].header for i in kept}, widths, "bold"))
+        for number, line in enumerate(lines):
+            console.print(_line(fields, line, widths, styles[number] if styles else ""))
+        return
+    for number, line in enumerate(lines):
+        table.add_row(*map(Text, line.values()), style=styles[number] if styles else None)
     console.print(table)
+
+
+def _line(fields: Sequence[Field], cells: Mapping[int, str], widths: Mapping[int, int], style: str = "") -> Text:
+    """A row as one line, by the numbers of its columns."""
+    texts = (text.rjust(widths[i]) if fields[i].figure else text.ljust(widths[i]) for i, text in cells.items())
+    return Text((" " * _GAP).join(texts).rstrip(), style=style)
 
 
 def _total(widths: dict[int, int]) -> int:

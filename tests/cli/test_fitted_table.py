@@ -59,6 +59,16 @@ def test_figures_stay_whole_where_words_and_names_do_not_fit() -> None:
     assert max(map(len, [head, *lines])) <= 40
 
 
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("width", [12, 24, 36, 48])
+def test_no_figure_is_cut_at_any_width(width: int, framed: bool) -> None:
+    fields = (Field("stage"), *figures("MB", "SQNR dB", "ms", "speed"))
+    where = console(width)
+    print_table(where, fields, [("quantized", "0.26", "40.8", "0.393", "1.73x")], framed=framed)
+    told = " ".join(printed(where))
+    assert all(figure in told for figure in ("0.26", "40.8", "0.393", "1.73x", "SQNR dB"))
+
+
 def test_a_column_goes_before_a_header_is_cut() -> None:
     title = "worst tensors (4 of 16 samples)"
     where = console(56)
