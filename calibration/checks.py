@@ -91,18 +91,21 @@ def fit_feed(feed: Mapping[str, ArrayLike], specs: Sequence[InputSpec], where: s
 def refuse_not_finite(sample: Sample, outputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise CalibrationError where the float model makes NaN of a sample that itself holds NaN or infinity.
 
-    Such a sample says nothing about a candidate. NaN alone is no error: trees take it for a missing value. Nor is
-    -inf, which masks hold.
+    Such a sample says nothing about a candidate. NaN alone is no error: trees take it for a missing value.
 
     Args:
         sample: the sample.
         outputs: what the float model makes of it, by name.
     """
-    if not any(is_float(x.dtype) and np.isnan(x).any() for x in outputs.values()):
-        return
+    if any(is_float(x.dtype) and np.isnan(x).any() for x in outputs.values()):
+        refuse_nan(sample)
+
+
+def refuse_nan(sample: Sample) -> None:
+    """Raise CalibrationError where a sample holds NaN or infinity, but not for -inf, which masks hold."""
     for name, x in sample.feed.items():
         if is_float(x.dtype) and (np.isnan(x).any() or np.isposinf(x).any()):
-            what = f"sample {sample.name!r} holds NaN or infinity in input {name!r}, and so do the model's outputs"
+            what = f"sample {sample.name!r} holds NaN or infinity in input {name!r}"
             raise CalibrationError(what, "look at that sample and its preprocessing, or leave it out")
 
 
@@ -112,9 +115,13 @@ def check_names(feed: Mapping[str, object], specs: Sequence[InputSpec], where: s
     if not missing:
         return
     extra = [str(name) for name in feed if name not in {spec.name for spec in specs}]
-    spec, near = missing[0], difflib.get_close_matches(missing[0].name, extra, 1, 0.4)
+    spec, near = missing[0], difflib.get_close_matches(missing[0].name, extra, 1, 0.6)
+    if len(spec.name) > 2:  # 'input_ids' for 'ids'
+        near = near or [name for name in extra if spec.name in name or (len(name) > 2 and name in spec.name)]
     held = ", ".join(map(repr, feed)) or "nothing"
-    guess = f"{near[0]!r} may be meant: rename it" if near else f"add an array named {spec.name!r} to every sample"
+    guess = f"add an array named {spec.name!r} to every sample"
+    if extra:
+        guess = f"{near[0]!r} may be meant: rename it" if near else f"rename the one that is meant to {spec.name!r}"
     raise CalibrationError(f"input {spec.name!r} expects {spec}; {where} holds only {held}", guess)
 
 

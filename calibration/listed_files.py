@@ -62,6 +62,7 @@ def with_paths(source: Any) -> Any:
         source = chain(begun, source)
     else:
         items = _items(source)
+        source = items if _is_column(source) and items is not None else source
     if not items or (place := _place_of_path(items[0])) is None:
         return source
     if isinstance(source, chain):
@@ -86,6 +87,9 @@ def _matches(pattern: str) -> list[str]:
 
 def _items(source: Any) -> Sequence[Any] | None:
     """The items of what may list paths; None for other objects."""
+    if type(source) is tuple and len(source) > 1 and type(source[0]) in (list, tuple, np.ndarray):
+        first = with_paths(source[0])  # (paths, labels)
+        return first if type(first) is list and all(map(_names_file, first)) else source
     if type(source) in (list, tuple):  # a class of the user may have no length
         return source  # type: ignore[no-any-return]
     if type(source) is dict:
@@ -95,9 +99,14 @@ def _items(source: Any) -> Sequence[Any] | None:
     with users_code(type(source).__name__):
         if is_table(source):
             return records(source, type(source).__name__)
-        if hasattr(source, "to_numpy") and hasattr(source, "dtype"):  # a column of pandas or polars
+        if _is_column(source):
             return _items(source.to_numpy())
     return None
+
+
+def _is_column(source: object) -> bool:
+    """Whether an object is a column of a table of pandas or polars."""
+    return hasattr(source, "to_numpy") and hasattr(source, "dtype") and not is_table(source)
 
 
 def _place_of_path(item: object) -> tuple[Any, ...] | None:
@@ -115,6 +124,10 @@ def _place_of_path(item: object) -> tuple[Any, ...] | None:
         return None
     kind = _kind_of(Path(dict(parts)[paths[0]]))
     return None if kind == "texts" or (kind == "sounds" and words) else (paths[0],)  # words are their transcript
+
+
+def _names_file(item: object) -> bool:
+    return isinstance(item, str | Path) and _is_path(item)
 
 
 def _is_path(item: str | Path) -> bool:
@@ -136,9 +149,11 @@ def listed_files(source: object) -> Listed | None:
     if not all(isinstance(one, str | Path) for one in items):
         return None
     texts = [one for one in items if isinstance(one, str)]
-    if texts and not _is_sample(texts[0]) and not all(_kind_of(Path(one)) and not _SPACE.search(one) for one in texts):
+    if texts and not _is_there(texts[0]) and not all(_kind_of(Path(one)) and not _SPACE.search(one) for one in texts):
         return None
     paths = tuple(Path(one).absolute() for one in items)
+    if (folder := next((path for path in paths if path.is_dir()), None)) is not None:
+        raise CalibrationError(f"{folder} is a folder", "give one folder, a pattern, or a list of files")
     kind = _kind_of(paths[0])
     for path in paths:
         try:
@@ -154,6 +169,13 @@ def listed_files(source: object) -> Listed | None:
 
 def _kind_of(path: Path) -> str:
     return next((kind for kind, known in _KINDS.items() if path.suffix.lower() in known), "")
+
+
+def _is_there(text: str) -> bool:
+    """Whether a text names a file of a kind that is read, or a folder."""
+    with contextlib.suppress(OSError):
+        return _is_sample(text) or Path(text).is_dir()
+    return False
 
 
 def _is_sample(text: str) -> bool:

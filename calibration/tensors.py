@@ -16,7 +16,15 @@ def is_tensor(value: object) -> bool:
     """Whether a value is an array, or an object that says it can become one: a tensor, a picture of PIL."""
     if isinstance(value, np.generic | type):
         return False
-    return isinstance(value, np.ndarray) or any(hasattr(value, name) for name in _SPOKEN)
+    return isinstance(value, np.ndarray) or any(_has(value, name) for name in _SPOKEN)
+
+
+def _has(value: object, name: str) -> bool:
+    """Whether a value has an attribute, also one that cannot be computed, as of a picture that was closed."""
+    try:
+        return hasattr(value, name)
+    except Exception:  # of any class of the user
+        return True
 
 
 def to_numpy(value: Any) -> NDArray[Any]:
@@ -38,7 +46,10 @@ def to_numpy(value: Any) -> NDArray[Any]:
             return np.from_dlpack(value, device="cpu")  # numpy 2.1: asks the library for a copy
     if type(value).__module__.partition(".")[0] == "PIL" and getattr(value, "mode", "L") not in _PIXELS:
         value = value.convert("RGB")  # else numbers of a palette, an alpha channel, or other colours
-    return np.asarray(value)
+    found = np.asarray(value)
+    if getattr(value, "mode", "") == "I" and found.size and found.min() >= 0 and found.max() < 1 << 16:
+        return found.astype(np.uint8 if found.max() < 1 << 8 else np.uint16)  # as of a file of this mode
+    return found
 
 
 def _of_torch(tensor: Any) -> NDArray[Any]:

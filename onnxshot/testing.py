@@ -80,6 +80,9 @@ def assert_accuracy(
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise UsageError(f"{name} is {share}", "give a share from 0 to 1, such as 0.95")
+    for name, number in {"min_sqnr": min_sqnr, "max_perplexity_rise": max_perplexity_rise}.items():
+        if number is not None and math.isnan(number):
+            raise UsageError(f"{name} is nan", "give a number: nothing is below a NaN")
     asked = (min_sqnr, min_agreement, max_perplexity_rise, min_int8_share)
     if all(limit is None for limit in asked):
         hint = "give min_sqnr, min_agreement, max_perplexity_rise or min_int8_share"

@@ -28,7 +28,7 @@ from onnxshot.runtimes.ort_bench import Latency, exceed
 from onnxshot.runtimes.ort_bench import bench as time_models
 from onnxshot.runtimes.ort_other_environment import bench_in
 from onnxshot.runtimes.ort_runtime import Feed, runtime
-from onnxshot.settings import Settings, budgeted
+from onnxshot.settings import MOST_THREADS, Settings, budgeted
 from onnxshot.verification.decoding_speed import time_decoding, with_decoding
 
 _BENCH_FEEDS = 8
@@ -86,6 +86,8 @@ def bench(
         raise UsageError("models is an empty list", "give one or more, such as ['a.onnx', 'b.onnx']")
     if not (math.isfinite(seconds) and seconds >= 0):
         raise UsageError(f"seconds is {seconds:g}", "give a finite number, 0 or above")
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}", f"a number from 1 to {MOST_THREADS}")
     for name, model in zip(names, given, strict=True):
         check_value(name, model, "ModelSource", globals())
     with model_files(*given) as paths:

@@ -85,7 +85,7 @@ def read_folder(path: Path) -> ModelFolder:
             read_config(path / configs[0])
         elif len(models) > 1:
             few = ", ".join(map(str, models[:3]))
-            what = f"{path} holds {len(models)} models ({few}) and neither {CONFIG} nor {GENAI_CONFIG}"
+            what = f"{path} holds {len(models)} models, such as {few}, and neither {CONFIG} nor {GENAI_CONFIG}"
             raise ModelError(what, "name one of the .onnx files, or add the configuration")
     own = {*onnx, *(file for name in onnx for file in _belonging(path, name, strict=name in models))}
     others = [name for name in there if name not in own]

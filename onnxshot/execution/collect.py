@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxshot import memory
+from onnxshot.calibration.checks import refuse_nan
 from onnxshot.calibration.enough_samples import Settling, stops
 from onnxshot.calibration.observers import Glimpse, Observers
 from onnxshot.calibration.outliers import Outliers, is_blank
@@ -299,7 +300,8 @@ def _float_outputs(model: Model) -> list[str]:
 
 
 def _raise_not_finite(model: Model, names: Sequence[str], sample: Sample, threads: int) -> None:
-    """Raise CalibrationError for the first tensor that is not finite on this sample."""
+    """Raise CalibrationError for the first tensor that is not finite on this sample, or for the sample that is not."""
+    refuse_nan(sample)
     if runs_in_parts(model):
         shown = LeanModel.of(model).edited(fix_randomness).exposing(names)
         parts = Runner(shown, threads=threads, inner=True).events([sample.feed], 1, names)

@@ -17,6 +17,7 @@ from onnxshot.planning.smoothable import readers_of
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.settings import Settings
 from onnxshot.targets import TARGETS
+from onnxshot.wording import counted
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,6 @@ def _duplicates(data: Dataset, digests: Sequence[str]) -> list[str]:
     if not twice:
         return []
     some = ", ".join(f"{data.name(b)!r} equals {data.name(a)!r}" for a, b in twice[:3])
-    return [f"{len(twice)} calibration samples occur twice: {some}" + (" and more" if len(twice) > 3 else "")]
+    what = counted(len(twice), "calibration sample")
+    are = "is a copy of another" if len(twice) == 1 else "are copies of others"
+    return [f"{what} {are}: {some}" + (" and more" if len(twice) > 3 else "")]

@@ -16,6 +16,7 @@ from onnxshot.graph import Constant, Model, Node, edit, weights
 from onnxshot.graph.ops import weight_slot
 from onnxshot.graph.weight_pieces import rows
 from onnxshot.maths import sparsity_patterns
+from onnxshot.wording import counted
 
 _MOST_BYTES = 256 << 20  # of weights that are compressed: it takes a second for some 30 MB
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -102,8 +103,9 @@ def sparsity_notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     if halves:
         work = max(sum(layer.macs for layer in layers), 1)
         share, wide = (sum(x.macs for x in halves if x.inputs >= least) / work for least in (0, _WIDE))
+        which = f"{counted(len(halves), 'weight')} {'has' if len(halves) == 1 else 'have'} the 2:4 pattern"
         lines.append(
-            f"TensorRT: {len(halves)} weights have the 2:4 pattern of sparse tensor cores, {100 * share:.0f} % of the "
+            f"TensorRT: {which} of sparse tensor cores, {100 * share:.0f} % of the "
             f"multiply-accumulates; {100 * wide:.0f} % are of {_WIDE} inputs or more, where it was measured to help"
         )
         if any(layer.bytes == layer.parameters for layer in halves):

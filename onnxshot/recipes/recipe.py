@@ -168,6 +168,9 @@ class Recipe(Plain):
             if not self.quantizes and f.name in _OF_INT8 and value not in (f.default, {}):
                 said, hint = f"is {value!r}, which does not go with", f"leave it out of {self.precision}"
                 raise BadKey((f.name,), said, hint, ("precision",))
+        in_blocks = self.bits or self.weight_type or any(rule.bits for rule in self.rules.values())
+        if self.block is not None and not in_blocks:
+            raise BadKey(("block",), "is given without", "blocks are of weights in 4 or 8 bits: give both", ("bits",))
         if self.bits is not None and self.weight_type is not None:
             said = f"is {self.weight_type!r}, which does not go with"
             raise BadKey(("weight_type",), said, "give one of them", ("bits",))

@@ -55,9 +55,10 @@ def goal(values: Values) -> Iterator[Finding]:
     goal = values.get("goal") or {}
     spent = goal.get("budget_spent")
     hint = "the budget was spent: give more [[budget=MINUTES]]" if spent else "it is the best that was found"
+    if len(values.get("pareto") or ()) > 1:
+        hint += "; the report ([[report.pareto|--report FILE]]) lists the other candidates"
     for text in goal.get("missed", ()):
-        others = "the report ([[report.pareto|--report FILE]]) lists the other candidates"
-        yield Finding(BAD, f"the goal was missed: {text}", f"{hint}; {others}")
+        yield Finding(BAD, f"the goal was missed: {text}", hint)
 
 
 def outputs_below(values: Values) -> Iterator[Finding]:
@@ -197,7 +198,7 @@ def data(values: Values) -> Iterator[Finding]:
         if learned:
             what = "it was made with random data: everything learned from them is a guess"
         yield Finding(CAUTION, what, "give [[calib=DATA]]: results on random inputs say nothing about real ones")
-    elif values.get("sqnr_db") is None and not _compared_elsewhere(values):
+    elif values.get("sqnr_db") is None and not _compared_elsewhere(values) and not _judged_by_goal(values):
         hint = "give [[calib=DATA]] to have the result compared with the input"
         if any("cannot be fed from arrays" in note for note in values.get("notes", ())):
             hint = "samples hold tensors, and an input is not a tensor: run both files on inputs of your own"
@@ -210,10 +211,26 @@ def data(values: Values) -> Iterator[Finding]:
         yield Finding(CAUTION, "it was not compared with the input", hint)
 
 
+def _judged_by_goal(values: Values) -> bool:
+    """Whether a search measured its accuracy, as where nothing else is verified."""
+    return "sqnr_db" in (values.get("goal") or {})
+
+
 def _compared_elsewhere(values: Values) -> bool:
     """Whether outputs were compared although none is float, or were compared in another runtime."""
     elsewhere = any(artifact.get("sqnr_db") is not None for artifact in values.get("outputs", ()))
     return elsewhere or bool((values.get("samples") or {}).get("judged"))
+
+
+def copies(values: Values) -> Iterator[Finding]:
+    """Judged on copies of one sample or two."""
+    samples = values.get("samples") or {}
+    count = samples.get("judged") or 0
+    distinct = samples.get("distinct", count)
+    if distinct <= _FEW_JUDGED < count and not (values.get("on_random_data") or samples.get("random")):
+        what = "all are copies of one" if distinct == 1 else f"only {distinct} differ"
+        hint = "give samples that differ, like those that it will see: [[calib=DATA]]"
+        yield Finding(CAUTION, f"of the {count} samples that it was judged on, {what}", hint)
 
 
 def own_samples(values: Values) -> Iterator[Finding]:
@@ -226,10 +243,6 @@ def own_samples(values: Values) -> Iterator[Finding]:
     if samples.get("calibration") and samples.get("held_out") == 0:
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
         yield Finding(CAUTION, what, _to_give_more(values))
-    elif (distinct := samples.get("distinct", count)) <= _FEW_JUDGED < count:
-        what = "all are copies of one" if distinct == 1 else f"only {distinct} differ"
-        hint = "give samples that differ, like those that it will see: [[calib=DATA]]"
-        yield Finding(CAUTION, f"of the {count} samples that it was judged on, {what}", hint)
     elif count <= _FEW_JUDGED:
         of = "one sample" if count == 1 else f"{count} samples"
         yield Finding(CAUTION, f"it was judged on {of} alone, too few to be sure", _to_give_more(values))

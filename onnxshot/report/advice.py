@@ -32,6 +32,7 @@ LEAST_INT8 = 0.5
 
 _SAME_BITS = 0.02  # share of bits a weight, by which float files of one model differ
 _SAME_DB = 1.0  # smaller gains are not mentioned
+_MUCH_SLOWER = 0.8  # times as fast as the input
 _DEPLOY = "deploy it, or compare on your own data with [[onnxshot.compare|onnxshot compare]]"
 
 
@@ -204,9 +205,13 @@ def faster(values: Values) -> str:
 
 
 def smaller(values: Values) -> str:
-    """The smallest options that were tried, if they are smaller than both the input and the result; else empty."""
+    """The smallest options that were tried, if they are smaller than both the input and the result; else empty.
+
+    None that are much slower than the input: smaller is not better at any price.
+    """
     size = min([_size(values) or math.inf, values.get("input_bytes") or math.inf])
     rows = [row for row in _sound(values) if row["bytes"] < size * (1 - NOISE)]
+    rows = [row for row in rows if (row.get("speedup") or 1.0) >= _MUCH_SLOWER]
     return f"{words_of(min(rows, key=lambda row: row['bytes']))}, measured here" if rows else ""
 
 

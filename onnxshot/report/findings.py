@@ -12,7 +12,7 @@ from onnxshot.report import gain_findings as gain
 from onnxshot.report.finding import Rule
 
 RULES: tuple[Rule, ...] = (
-    accuracy.not_finite, accuracy.contract, accuracy.goal, accuracy.perplexity, accuracy.outputs_below,
+    accuracy.not_finite, accuracy.contract, accuracy.copies, accuracy.goal, accuracy.perplexity, accuracy.outputs_below,
     accuracy.samples_below, accuracy.parts_below, accuracy.artifacts_below, accuracy.stages_below, gain.nothing,
     accuracy.data, accuracy.own_samples, gain.size_and_speed, gain.in_target, gain.no_gain, gain.coverage,
     accuracy.optimizer, gain.unplanned,

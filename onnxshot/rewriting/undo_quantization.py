@@ -91,8 +91,8 @@ def _ways_out(model: Model, *, pairs: bool) -> str:
         except UsageError as refused:
             refusals[way] = refused.message
     ways = {
-        "complete": "pass [[complete=True]] to keep its scales and quantize the rest",
-        "requantize": "pass [[requantize=True]] to go back to float first",
+        "complete": "quantize with [[complete=True]] to keep its scales and quantize the rest",
+        "requantize": "quantize with [[requantize=True]] to go back to float first",
     }
     works = [text for way, text in ways.items() if way not in refusals and (pairs or way != "complete")]
     advice = ", or ".join(["start from the float model", *works])

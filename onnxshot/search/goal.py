@@ -32,7 +32,10 @@ from onnxshot.verification.causality import is_causal
 
 _BENCH_FEEDS = 8
 _ACCURACY = ("min_sqnr", "max_drop", "max_perplexity_rise")
-_LIMITS_HINT = "give min_sqnr, max_drop, max_perplexity_rise, max_latency or max_size"
+_LIMITS_HINT = (
+    "give [[min_sqnr|--min-sqnr]], [[max_drop|--max-drop]], [[max_perplexity_rise|--max-perplexity-rise]], "
+    "[[max_latency|--max-latency]] or [[max_size|--max-size]]"
+)
 TIMES = 3
 """How many times a measurement that decides is repeated."""
 
@@ -331,7 +334,12 @@ def score(evaluate: Evaluate, run: Run, given: Evaluate | str | None) -> float:
     where = given if isinstance(given, str) else "the evaluation"
     hint = "it is given a function from a feed to the outputs by name, and returns a number"
     with users_code(where, hint, UsageError, wrap=True):
-        found = float(evaluate(asked))
+        made = evaluate(asked)
+    try:
+        found = float(made)
+    except (TypeError, ValueError) as e:
+        what = "None" if made is None else f"a {type(made).__name__}"
+        raise UsageError(f"{where} returned {what}", "it must return a finite number, higher is better") from e
     if not math.isfinite(found):
         raise UsageError(f"{where} returned {found}", "it must return a finite number, higher is better")
     return found

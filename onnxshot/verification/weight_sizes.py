@@ -49,7 +49,9 @@ def more_bits_than_asked(report: Report) -> list[str]:
         return []
     some = ", ".join(f"{bits} bits in {counted(count, 'node')}" for bits, count in sorted(held.items()))
     why = "another note, or the list of float weights, says why"
-    goals = "[[min_sqnr=15]] or [[max_perplexity_rise=10%]] gives each layer of an .onnx file as few as that allows"
+    if report.goal:  # a search has already given each layer as few as its goal allows
+        return [worded(f"{now:.2f} bits a weight where {asked} were asked for: {some} ({why})")]
+    goals = "of one file, [[min_sqnr=15]] or [[max_perplexity_rise=10%]] gives each layer as few as that allows"
     return [worded(f"{now:.2f} bits a weight where {asked} were asked for: {some} ({why}); {goals}")]
 
 

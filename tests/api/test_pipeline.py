@@ -185,7 +185,7 @@ def test_nan_names_the_tensor_and_the_sample() -> None:
     number = split(len(bad))[0][1]
     bad[number]["x"] = bad[number]["x"].copy()
     bad[number]["x"][0, 0, 0, 0] = np.nan
-    with pytest.raises(CalibrationError, match=f"'x' is NaN or infinite on sample '#{number}'"):
+    with pytest.raises(CalibrationError, match=f"sample '#{number}' holds NaN or infinity in input 'x'"):
         quantize(case.model, bad, settings=FAST)
 
 
@@ -331,7 +331,7 @@ def test_only_a_way_that_works_is_offered() -> None:
         assert "'own' (QLinearConv)" in str(caught.value)
         assert "complete" not in str(caught.value)
     stored = model(text, held | {"w": np.ones((6, 8), np.int8)})
-    with pytest.raises(UsageError, match=r"pass complete=True .* or pass Settings\(requantize=True\)"):
+    with pytest.raises(UsageError, match=r"with complete=True .* or quantize with Settings\(requantize=True\)"):
         quantize(stored, [{"x": np.ones((1, 8, 4), np.float32)}], settings=FAST)
 
 

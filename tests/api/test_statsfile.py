@@ -269,7 +269,7 @@ def test_the_same_sample_twice_is_told_and_counts_once_in_the_hash(net: Path) ->
     given = feeds(8)
     found = onnxshot.calibrate(net, [*given, given[2]], settings=FAST, holdout=0)
     assert len(found.samples) == 8
-    assert any("1 calibration samples occur twice: 'list #8' equals 'list #2'" in note for note in found.notes)
+    assert any("1 calibration sample is a copy of another: 'list #8' equals 'list #2'" in note for note in found.notes)
 
 
 def test_auto_looks_at_so_many_samples_and_no_more(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,3 +95,9 @@ def test_what_was_understood_of_samples_is_told_where_they_are_compared() -> Non
 def test_a_share_in_percent_is_refused() -> None:
     with pytest.raises(UsageError, match="min_agreement is 95"):
         onnxshot.testing.assert_accuracy(MODEL, PICTURES, reference=MODEL, min_agreement=95)
+
+
+@pytest.mark.parametrize("name", ["min_sqnr", "max_perplexity_rise", "min_agreement"])
+def test_a_limit_that_nothing_misses_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is nan"):
+        onnxshot.testing.assert_accuracy(MODEL, PICTURES, reference=MODEL, **{name: float("nan")})

@@ -71,7 +71,7 @@ def test_a_genai_config_names_its_models(tmp_path: Path) -> None:
     ("names", "texts", "said"),
     [
         ((), {"config": "{}"}, "holds no .onnx file"),
-        (("a.onnx", "b.onnx"), {}, r"holds 2 models \(a.onnx, b.onnx\) and neither config.json nor genai_config.json"),
+        (("a.onnx", "b.onnx"), {}, r"holds 2 models, such as a.onnx, b.onnx, and neither config.json nor"),
         (("a.onnx",), {"config": "{"}, "config.json cannot be read as JSON"),
         (("a.onnx",), {"config": "[1]"}, "not keys and values"),
         (("a.onnx",), {"genai_config": "{}"}, "names no .onnx file"),

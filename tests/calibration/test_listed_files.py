@@ -112,6 +112,8 @@ NAMED = {
     "an array of paths": lambda paths: np.array(paths),
     "a column": lambda paths: types.SimpleNamespace(dtype=object, to_numpy=lambda: np.array(paths)),
     "a table": lambda paths: columns_of({"file": [str(path) for path in paths], "label": [0] * len(paths)}),
+    "paths beside labels": lambda paths: (list(paths), [0] * len(paths)),
+    "an array of paths beside labels": lambda paths: (np.array([str(path) for path in paths]), np.zeros(len(paths))),
     "a pattern": lambda paths: str(paths[0].parent.parent / "*" / "*.png"),
     "a pattern for all folders": lambda paths: str(paths[0].parent.parent / "**" / "*.png"),
 }
@@ -158,3 +160,28 @@ def test_another_name_for_the_only_input_is_said():
 
 def test_samples_that_are_batches_are_said():
     assert open_data(rows(6, 3, 4), VECTOR).notes == ("each of the 6 samples of ndarray is a batch of 3",)
+
+
+def test_a_column_of_pictures_is_a_list_of_them(in_folders):
+    pictures = np.empty(len(in_folders), object)
+    pictures[:] = [Image.open(path) for path in in_folders]
+    column = types.SimpleNamespace(dtype=np.dtype(object), to_numpy=lambda: pictures)
+    wanted = [sample.feed["image"] for sample in open_data(in_folders, GREY_INPUT, GREY)]
+    np.testing.assert_array_equal([sample.feed["image"] for sample in open_data(column, GREY_INPUT, GREY)], wanted)
+
+
+def test_whole_numbers_of_a_picture_are_pixels():
+    for top, bits in ((255, 255), (65535, 65535)):
+        seen = np.linspace(0, top, 64).astype(np.int32).reshape(8, 8)
+        (sample,) = open_data([Image.fromarray(seen, "I")], GREY_INPUT, GREY)
+        np.testing.assert_allclose(sample.feed["image"][0, 0], seen / bits, atol=0.5 / 255 + 1e-6)
+
+
+def test_what_names_no_samples_is_told(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert "a is a folder (give one folder, a pattern" in refused([tmp_path / "a"], GREY_INPUT, GREY)
+    assert "a is a folder (give one folder, a pattern" in refused([str(tmp_path / "a")], GREY_INPUT, GREY)
+    closed = Image.new("L", (8, 8))
+    closed.close()
+    assert "list #0" in refused([closed], GREY_INPUT, GREY)
+    assert "rename the one that is meant to 'x'" in refused({"pix": rows(6, 4), "label": np.arange(6)}, VECTOR)

@@ -169,7 +169,7 @@ def test_values_that_are_not_finite_are_refused_in_their_shard(tmp_path: Path) -
     given = feeds(20)
     given[split(20)[0][2]]["x"][0, 1, 3] = np.nan
     *_, last = ShardedPass(False, 3).shares()
-    with pytest.raises(CalibrationError, match="NaN or infinite"):
+    with pytest.raises(CalibrationError, match="holds NaN or infinity in input 'x'"):
         run_shard(watched(path, given, settings), last, Recipe(), settings)
 
 

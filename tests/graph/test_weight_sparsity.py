@@ -106,7 +106,7 @@ def test_notes_on_zeros_appear_only_where_there_are_zeros() -> None:
     pruned = network(w=masked(W, 4, 2))
     lines = "\n".join(sparsity_notes(layers_of(load_model(pruned), macs(load_model(pruned)))))
     assert "no faster" in lines
-    assert "1 weights have the 2:4 pattern" in lines
+    assert "1 weight has the 2:4 pattern" in lines
     text = onnxshot.inspect(pruned).to_text()
     assert "2:4" in text
     assert "50.0 %" in text

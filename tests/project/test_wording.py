@@ -26,7 +26,7 @@ from onnxshot.wording import OWNERS, TOKEN, on_command_line, option, worded
 ROOT = Path(__file__).parents[2]
 TABLE = re.findall(r"^    (\[\[.*?\]\])  +(\S.*?)  +(\S.*)$", inspect.getdoc(wording) or "", re.MULTILINE)
 FOREIGN = re.compile(r"optimum-cli|tf2onnx|paddle2onnx|--query-gpu|--format=csv|--output model.onnx")
-OF_COMMANDS_ALONE = ("onnxshot/cli/", "onnxshot/ui/", "onnxshot/report/trackers/send.py")
+OF_COMMANDS_ALONE = ("onnxshot/cli/", "onnxshot/early_signals.py", "onnxshot/ui/", "onnxshot/report/trackers/send.py")
 SAMPLES = [{"x": np.random.default_rng(i).normal(size=(2, 64)).astype(np.float32)} for i in range(4)]
 QUIET = onnxshot.Settings(threads=1, use_cache=False, bench_seconds=0.01, search_seconds=0.0)
 
@@ -187,7 +187,7 @@ def test_a_command_and_its_workers_are_worded_as_options(quantized: onnx.ModelPr
     from onnxshot.source_tree import environment
 
     onnx.save(quantized, tmp_path / "q.onnx")
-    with pytest.raises(OnnxshotError, match="pass --requantize"):
+    with pytest.raises(OnnxshotError, match="quantize with --requantize"):
         app(["quantize", str(tmp_path / "q.onnx"), "--calib", "random"], standalone_mode=False)
     code = "from onnxshot.wording import worded; print(worded('[[effort=best]]'))"
     with on_command_line():
