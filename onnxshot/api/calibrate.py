@@ -24,6 +24,7 @@ from onnxshot.delivery.input_files import of_run
 from onnxshot.errors import UsageError
 from onnxshot.execution.statistics_source import from_all, open_calib
 from onnxshot.files.conflicts import Files, Read, Write
+from onnxshot.files.links import named_file
 from onnxshot.graph.load import load_model
 from onnxshot.planning.make_plan import make_plan
 from onnxshot.recipes.recipe import Recipe
@@ -80,7 +81,7 @@ def calibrate(
     loaded, target = load_model(model), target_named(recipe.target)
     files = settings.files.reading(*of_run(loaded, calib, preset))
     if output is not None:
-        refuse_suffix(Path(output))
+        refuse_suffix(named_file(output))
         files = files.writing(Write(Path(output), "the file of statistics", no_statistics))
     files.check()
     half = recipe.quantizes and bool(widen(loaded).computed) and target.keeps_half
@@ -106,7 +107,7 @@ def merge_files(paths: Sequence[str | Path], output: str | Path) -> Statistics:
     """
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} file of statistics to merge", "name two or more")
-    refuse_suffix(Path(output))
+    refuse_suffix(named_file(output))
     reads = tuple(Read(Path(path), "one of the files to merge") for path in paths)
     Files(reads, (Write(Path(output), "the output", no_statistics),)).check()
     joined = join([load_statistics(path) for path in paths], [str(path) for path in paths])

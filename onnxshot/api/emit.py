@@ -119,7 +119,7 @@ def emit(
     main = targets.get(artifacts.ONNX, targets[formats[0]])
     place, loaded = artifacts.artifact_path(Path(output), artifacts.ONNX), load_model(model)
     files = settings.files.reading(*of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
-    written = of_result(Path(output), formats, data=data_suffix(loaded), recorded=False)
+    written = of_result(output, formats, data=data_suffix(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))
     sizes = fixed_shapes_for(loaded, batch, shapes or {})

@@ -126,7 +126,7 @@ def prune(
     report.skips = list(prunable.skips)
     files = settings.files.reading(*of_run(loaded, calib, preset))
     if output is not None:
-        files = files.writing(*of_result(Path(output), data=data_suffix(loaded)))
+        files = files.writing(*of_result(output, data=data_suffix(loaded)))
     files.check()
     opened = contextlib.nullcontext() if calib is None else open_calib(calib, loaded, preset, settings)
     with opened as data, KeptArrays() as kept:

@@ -23,6 +23,7 @@ from onnxshot.delivery.output_files import data_suffix, of_options, of_result
 from onnxshot.delivery.record import source_of
 from onnxshot.delivery.write_results import deliver
 from onnxshot.errors import UsageError
+from onnxshot.files.links import named_file
 from onnxshot.graph import Model
 from onnxshot.graph.save import Draft
 from onnxshot.planning.node_recipe import with_measured_reasons
@@ -100,7 +101,7 @@ def quantize(
     model = plain_source(model)
     settings = settings or Settings()
     emit = (emit,) if isinstance(emit, str) else emit
-    named = place = Path(output) if output is not None else None
+    named = place = named_file(output) if output is not None else None
     if recipe is None and "target" not in options:
         options["target"] = artifacts.target_of_artifact(emit, place) or ORT.name
     over = with_mode(options) if recipe is None else options

@@ -35,6 +35,7 @@ from onnxshot.execution.statistics_cache import model_hash
 from onnxshot.execution.statistics_source import open_calib
 from onnxshot.files.atomic_write import scratch
 from onnxshot.files.conflicts import Files
+from onnxshot.files.links import named_file
 from onnxshot.files.messages import shown
 from onnxshot.graph.load import load_model
 from onnxshot.recipes.recipe import Recipe
@@ -133,7 +134,7 @@ def replay(
     calib = with_transform(calib, transform)
     found = _record_of(recorded) if isinstance(recorded, Made) else recorded
     with model_files(model, found) as (path, record):
-        return _replayed(path, record, Path(output), calib, stats, preset, settings or Settings())
+        return _replayed(path, record, named_file(output), calib, stats, preset, settings or Settings())
 
 
 def _record_of(result: Made) -> Path | Made:

@@ -132,7 +132,7 @@ def shrink(
     original = original_of(model, asked)
     files = settings.files.reading(*of_run(original.model, calib, preset, evaluate=evaluate))
     if output is not None:
-        files = files.writing(*of_result(Path(output), data=data_suffix(original.model)))
+        files = files.writing(*of_result(output, data=data_suffix(original.model)))
     files.check()
     with open_calib("random" if calib is None else calib, original.model, preset, settings) as data:
         reference = _reference(original, data, report, settings)

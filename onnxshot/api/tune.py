@@ -111,7 +111,7 @@ def tune(
     )
     if output is not None:
         data = [read.path for read in model_reads[1:]]
-        files = files.writing(*of_result(Path(output), data=data_suffix(data) if data else ""))
+        files = files.writing(*of_result(output, data=data_suffix(data) if data else ""))
     files.check()
     settings = replace(settings, files=Files())
     deadline = math.inf if goal.budget is None else started + 60 * goal.budget

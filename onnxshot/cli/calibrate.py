@@ -25,12 +25,12 @@ from onnxshot.cli.options import (
     TargetOpt,
     ThreadsOpt,
     TokenizerOpt,
-    file_of,
     preset_of,
     samples_of,
     tell,
 )
 from onnxshot.errors import UsageError
+from onnxshot.files.links import named_file
 from onnxshot.wording import counted
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def calibrate(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", metavar="FILE", rich_help_panel=RESULT, parser=file_of,
+            "-o", "--output", metavar="FILE", rich_help_panel=RESULT, parser=named_file,
             help="Where to write, a .npz file.",
         ),
     ],

@@ -16,6 +16,7 @@ from onnxshot.cli.completion import DEVICES, EFFORTS, MODES, PRECISIONS, PRESETS
 from onnxshot.cli.help import ACCURACY, DATA, GOALS, MACHINE, MESSAGES, RESULT, RUNTIMES, ZEROS
 from onnxshot.errors import UsageError
 from onnxshot.files.conflicts import Files, Write
+from onnxshot.files.links import named_file, names_folder
 from onnxshot.files.messages import shown
 from onnxshot.settings import MOST_THREADS
 
@@ -25,15 +26,7 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 
-_SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 _DIGITS = 19  # most digits of a number of samples
-
-def file_of(given: str) -> Path:
-    """The value of an option that names a file. Raises UsageError for a name that ends in a slash."""
-    if given.endswith(_SLASHES):
-        raise UsageError(f"{given} is a folder", f"name the file in it, such as {given}NAME")
-    return Path(given)
-
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 CalibOpt = Annotated[
@@ -136,7 +129,7 @@ SetOpt = Annotated[
 ReportOpt = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", rich_help_panel=RESULT, parser=file_of,
+        metavar="FILE", rich_help_panel=RESULT, parser=named_file,
         help="Also write a report: a page (.html), else JSON.",
     ),
 ]  # fmt: skip
@@ -271,7 +264,7 @@ def place_of(given: str | None, usual: Path) -> tuple[Path, bool]:
 
 def is_folder(given: str) -> bool:
     """Whether the value of an option is that of a folder: it ends in a slash, or the folder is there."""
-    return given.endswith(_SLASHES) or os.path.isdir(given)  # noqa: PTH112  # false for names that are too long
+    return names_folder(given) or os.path.isdir(given)  # noqa: PTH112  # false for names that are too long
 
 
 def arguments_of(given: list[str] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from onnxshot.delivery.artifacts import ONNX, artifact_path
 from onnxshot.delivery.overwrite_checks import foreign_artifact, foreign_data, foreign_model, foreign_weights, no_model
 from onnxshot.delivery.record import beside
 from onnxshot.files.conflicts import OUTPUT_OPTION, Write
-from onnxshot.files.links import follow_link
+from onnxshot.files.links import follow_link, named_file
 from onnxshot.graph import Model
 from onnxshot.graph.load import refuse_suffix
 from onnxshot.graph.weights import EXTERNAL_LIMIT
@@ -22,7 +22,7 @@ OUTPUT = "the output"
 
 
 def of_result(
-    output: Path,
+    output: str | Path,
     formats: Sequence[str] = (ONNX,),
     *,
     data: str,
@@ -40,7 +40,7 @@ def of_result(
         recorded: whether a record is written.
         named: whether the user gave the path of the output.
     """
-    output = follow_link(output)
+    output = follow_link(named_file(output))
     for name in formats:
         place = artifact_path(output, name)
         role = OUTPUT if place == output else f"the {'model' if name == ONNX else f'{name} artifact'}"
@@ -55,10 +55,10 @@ def of_result(
 
 
 def of_model(
-    place: Path, role: str = OUTPUT, *, data: str, named: bool = True, option: str = OUTPUT_OPTION
+    place: str | Path, role: str = OUTPUT, *, data: str, named: bool = True, option: str = OUTPUT_OPTION
 ) -> Iterator[Write]:
     """An .onnx file and, with `data`, its data file. Raises UsageError for the suffix of another format."""
-    place = follow_link(place)
+    place = follow_link(named_file(place))
     refuse_suffix(place)
     yield Write(place, role, no_model if named else foreign_model, option=option)
     if data:

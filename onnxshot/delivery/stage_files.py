@@ -9,7 +9,7 @@ from onnxshot.delivery import artifacts
 from onnxshot.delivery.input_files import of_function
 from onnxshot.delivery.output_files import data_suffix, of_model, of_result
 from onnxshot.files.conflicts import Read, Write
-from onnxshot.files.links import follow_link
+from onnxshot.files.links import follow_link, named_file
 from onnxshot.graph import Model
 from onnxshot.recipes.recipe import Recipe
 from onnxshot.recipes.stages import EmitStage, ShrinkStage, Stage, Stages, kind_of
@@ -51,7 +51,7 @@ def stage_writes(stages: Stages, model: Model, output: str | Path | None, kept: 
             yield from of_model(place, "the kept stage", data=data, named=False, option=worded("[[keep_stages]]"))
     if output is None:
         return
-    output, final = follow_link(Path(output)), [name for name in names if name][-1]
+    output, final = follow_link(named_file(output)), [name for name in names if name][-1]
     yield from of_result(output, data=data)
     for i, stage in enumerate(stages.stages):
         if isinstance(stage, EmitStage):

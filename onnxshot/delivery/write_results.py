@@ -62,7 +62,7 @@ class Made:
             result = onnxshot.quantize("model.onnx", "samples/")
             result.save("model.int8.onnx")
         """
-        refuse_lost(self.model, Path(path))
+        refuse_lost(self.model, path)
         with draft(self.model, Path(path)) as written:
             return written.publish()
 
@@ -104,7 +104,7 @@ class Made:
         return session_of(self.model, sess_options, providers, options)
 
 
-def refuse_lost(model: Model, path: Path) -> None:
+def refuse_lost(model: Model, path: str | Path) -> None:
     """Raise UsageError where writing a model to a path would replace its own source, or external data of another."""
     Files(of_model(model), tuple(output_files.of_model(path, data=output_files.data_suffix(model)))).check()
 

@@ -1,4 +1,4 @@
-"""Outputs that are symbolic links: the file that a link points to is written, and the link is kept."""
+"""Paths of outputs: a file is named; the file that a symbolic link points to is written, and the link is kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ _HINT = "name a file of your own"
 _MOST_LINKS = 40  # the limit of Linux
 _SYSTEM = ("/proc", "/sys", "/dev")
 _ROOM = ("/dev/shm",)  # an ordinary file system, although it lies in /dev
+
+
+def names_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path ends in a slash, as that of a folder; a `Path` never does."""
+    return os.fspath(path).endswith(tuple(filter(None, (os.sep, os.altsep))))
+
+
+def named_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to write. Raises UsageError where it ends in a slash."""
+    if names_folder(path):
+        raise UsageError(f"{path} is a folder", f"name the file in it, such as {path}NAME")
+    return Path(path)
 
 
 def follow_link(path: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from onnxshot.errors import ModelError, UsageError
 from onnxshot.files.atomic_write import write_file
 from onnxshot.files.conflicts import SAMPLES, Files, Read, Write
+from onnxshot.files.links import named_file
 from onnxshot.files.regular_files import holds_nothing
 from onnxshot.graph.load import external_files
 from onnxshot.report.values import to_json
@@ -29,7 +30,7 @@ def save_report(values: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         UsageError: the file cannot be written, or is one that the report is about.
     """
-    path = Path(path)
+    path = named_file(path)
     Files(tuple(_mentioned(values, path)), (Write(path, "the report", no_report, option=""),)).check()
     if path.suffix.lower() in (".html", ".htm"):
         from onnxshot.report.html.page import page

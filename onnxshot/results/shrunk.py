@@ -156,7 +156,7 @@ class ShrinkResult(Made):
 
     def save(self, path: str | Path) -> Path:
         """Write the model atomically and return its path. Raises UsageError as `Made.save` does."""
-        refuse_lost(self.model, Path(path))
+        refuse_lost(self.model, path)
         self.model.forget_inferred()
         with draft(self.model, Path(path)) as written:
             load_model(written.path)  # read back before it is published

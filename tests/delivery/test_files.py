@@ -560,6 +560,24 @@ def test_a_folder_as_output_gets_the_result_under_its_usual_name(
     assert all((Path(folder) / name).is_file() for name in names)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: onnxshot.quantize("net.onnx", "data", output="new/", settings=QUICK),
+        lambda: onnxshot.quantize("net.onnx", "data", settings=QUICK).save("new/"),
+        lambda: onnxshot.quantize("net.onnx", "data", settings=QUICK).report.save("new/"),
+        lambda: onnxshot.prune("net.onnx", sparsity=0.5, output="new/", settings=QUICK),
+        lambda: onnxshot.compress("net.onnx", "data", sparsity=0.5, output="new/", settings=QUICK),
+        lambda: onnxshot.emit("net.onnx", to="onnx", output="new/", settings=QUICK),
+        lambda: onnxshot.calibrate("net.onnx", "data", output="new/", settings=QUICK),
+    ],
+)
+def test_a_name_that_ends_in_a_slash_is_no_file(call: Callable[[], object], given: Path) -> None:
+    with pytest.raises(UsageError, match="new/ is a folder"):
+        call()
+    assert not Path("new").exists()
+
+
 def test_a_folder_is_no_report(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in ("data", ".", "new/"):
         assert command(*QUANTIZE.split(), "--report", place) == 2
