@@ -204,6 +204,8 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 def preset_for(spec: InputSpec) -> str:
     """The shipped preset that most likely fits an image input, judged by its fixed dimensions."""
     dims = {d for d in spec.shape or () if isinstance(d, int)}
+    if spec.shape is not None and len(spec.shape) == 4 and 1 in (spec.shape[1], spec.shape[3]):
+        return "unit"  # grey
     if 640 in dims:
         return "coco-640"
     # text lines have a small fixed height and a free width

@@ -116,8 +116,8 @@ def _place_of_path(item: object) -> tuple[Any, ...] | None:
     parts: list[tuple[Any, object]] = []
     if type(item) is dict:  # other mappings would run their code
         parts = list(item.items())
-    elif type(item) in (list, tuple):
-        parts = list(enumerate(item))  # type: ignore[arg-type]
+    elif isinstance(item, list | tuple):
+        parts = list(enumerate(item))
     paths = [key for key, value in parts if isinstance(value, str | Path) and _is_path(value)]
     words = [key for key, value in parts if isinstance(value, str) and key not in paths]
     if len(paths) != 1:

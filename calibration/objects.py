@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshot.calibration.checks import InputSpec, as_array, fits, only_input
+from onnxshot.calibration.checks import InputSpec, as_array, only_input
 from onnxshot.calibration.feeds import Feeds, Items, Spool
 from onnxshot.calibration.given import TAKES, Mapped, Transform, called, is_indexed, stream_of
 from onnxshot.calibration.item_batches import parts_of
@@ -24,6 +24,8 @@ from onnxshot.calibration.texts import Texts
 from onnxshot.calibration.user_functions import users_code
 from onnxshot.errors import CalibrationError
 
+_MOST_LABELS = 2  # arrays behind those of the inputs in a tuple, such as labels and weights of samples
+
 
 def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: Texts) -> Source:
     """Open an object of the caller as samples.
@@ -32,6 +34,8 @@ def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: 
         CalibrationError: it gives no samples, or samples that do not fit the model.
     """
     specs = fit.specs
+    if isinstance(source, np.ndarray) and source.ndim == 1 and source.dtype.kind in "OU" and not _takes_strings(specs):
+        source = source.tolist()  # texts, or objects
     if is_tensor(source) and not is_table(source):
         name = only_input(specs, label, "give a dict of arrays, or a tuple of arrays in that order")
         return Stack(label, {name: as_array(source, name, label)}, specs)
@@ -66,6 +70,10 @@ def open_object(source: Any, label: str, fit: Fitter, limit: int | None, texts: 
         return Spool(label, rest, specs, fit, limit, whole=fit.whole)
     what = f"calibration data is of type {type(source).__name__}, which gives no samples"
     raise CalibrationError(what, f"[[calib]] takes {TAKES}")
+
+
+def _takes_strings(specs: Sequence[InputSpec]) -> bool:
+    return any(spec.dtype.kind in "OUST" for spec in specs)
 
 
 def transformed(source: Any, by: Transform, label: str) -> Any:
@@ -123,14 +131,8 @@ def _is_columns(source: object, specs: Sequence[InputSpec]) -> bool:
         return False
     if len(source) == len(specs):
         return True
-    lengths = {getattr(one, "shape", None) and one.shape[0] for one in source}
-    return len(lengths) == 1 and any(not _may_be(one, specs[0]) for one in source[len(specs) :])
-
-
-def _may_be(x: Any, spec: InputSpec) -> bool:
-    """Whether the shape of an array is that of a sample, or of a batch, as a model of one input may be given them."""
-    shape = tuple(x.shape)
-    return spec.shape is None or len(shape) == len(spec.shape) or fits((1, *shape), spec.shape)
+    lengths = {one.shape[0] if getattr(one, "shape", ()) else 0 for one in source}
+    return len(source) <= len(specs) + _MOST_LABELS and len(lengths) == 1 and lengths.pop() > 1
 
 
 def _table(source: Any, label: str, fit: Fitter, texts: Texts) -> Source:

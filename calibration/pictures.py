@@ -64,6 +64,9 @@ def fit_preset(preset: Preset, spec: InputSpec) -> tuple[Preset, tuple[str, ...]
     Raises:
         CalibrationError: the layout, the channels, the numbers, or a size that the user chose do not fit the input.
     """
+    grey = _made_grey(preset, spec)
+    notes = () if grey is preset else (f"preset {preset.name}: grey, as input {spec.name!r} takes 1 channel",)
+    preset = grey
     _check_layout(preset, spec)
     if spec.dtype == np.uint8 and not preset.raw:
         what = f"input {spec.name!r} expects raw pixels, {spec}; preset {preset.name} makes floats of them"
@@ -80,11 +83,12 @@ def fit_preset(preset: Preset, spec: InputSpec) -> tuple[Preset, tuple[str, ...]
     elif height and width and preset.size_is_default:
         fitted = dataclasses.replace(preset, size=(height, width))
     if fitted == preset:
-        return preset, ()
+        return preset, notes
     if not preset.size_is_default:
         what = f"preset {preset.name} makes pictures {_size_text(preset)}; input {spec.name!r} expects {spec}"
         raise CalibrationError(what, f"set {_size_text(fitted)} in {preset.name}")
-    return fitted, (f"preset {preset.name}: {_size_text(fitted)}, as the model wants, not {_size_text(preset)}",)
+    size = f"preset {preset.name}: {_size_text(fitted)}, as the model wants, not {_size_text(preset)}"
+    return fitted, (*notes, size)
 
 
 def read_picture(path: Path, preset: Preset, spec: InputSpec) -> NDArray[Any]:
@@ -173,6 +177,16 @@ def _typed(x: NDArray[np.float32], spec: InputSpec) -> NDArray[Any]:
     return x if x.dtype == spec.dtype else x.astype(spec.dtype)
 
 
+def _made_grey(preset: Preset, spec: InputSpec) -> Preset:
+    """A preset that ships, for a model of one channel, if it treats all channels alike; else the preset itself."""
+    axis = 1 if preset.layout == "NCHW" else 3
+    one = spec.shape is not None and len(spec.shape) == 4 and spec.shape[axis] == 1
+    alike = len({*preset.mean}) == len({*preset.std}) == 1
+    if not one or not alike or preset.channels == "GRAY" or not preset.size_is_default:
+        return preset
+    return dataclasses.replace(preset, channels="GRAY", mean=preset.mean[:1], std=preset.std[:1])
+
+
 def _check_layout(preset: Preset, spec: InputSpec) -> None:
     if spec.shape is None:
         return
@@ -184,7 +198,10 @@ def _check_layout(preset: Preset, spec: InputSpec) -> None:
         return
     if channels in (1, 3):
         what = f"input {spec.name!r} expects {spec}; preset {preset.name} makes {preset.channels} pictures"
-        raise CalibrationError(what, f"set channels: {'GRAY' if channels == 1 else 'RGB'} in a preset file")
+        hint = "set channels: RGB in a preset file"
+        if channels == 1:
+            hint = "use [[preset=unit]], or a preset file with channels: GRAY and one number for mean and std"
+        raise CalibrationError(what, hint)
     if elsewhere in (1, 3):
         what = f"input {spec.name!r} expects {spec}; preset {preset.name} has layout: {preset.layout}"
         raise CalibrationError(what, f"set layout: {other} in a preset file")

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from onnxshot.arguments import named_fields
 from onnxshot.calibration.sound_preset import SoundPreset
 from onnxshot.calibration.text_preset import TextPreset
 from onnxshot.errors import UsageError
@@ -30,6 +31,7 @@ _CHOICES = {
 }
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class Preset:
     """How a picture becomes a model's input: x = (pixel / scale - mean) / std, in float32.
@@ -77,6 +79,10 @@ class Preset:
     size_is_default: bool = False
 
     def __post_init__(self) -> None:
+        for key in ("size", "mean", "std"):
+            given = getattr(self, key)
+            made = (given,) if isinstance(given, int | float) else tuple(given) if isinstance(given, list) else given
+            object.__setattr__(self, key, made)
         for key, choices in _CHOICES.items():
             found = getattr(self, key)
             if found not in choices:

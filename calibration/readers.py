@@ -261,6 +261,8 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
         raise CalibrationError("calibration data is needed and none was given", USUAL)
     if isinstance(source, Transformed):
         return open_object(transformed(_items(source.data), source.by, label), label, fit, limit, texts)
+    if (others := known_suffixes()) and _all_end(source, others):
+        return open_object(items_of([Path(one) for one in source]), label, fit, limit, texts)  # type: ignore[attr-defined]
     if (listed := listed_files(source)) is not None:
         return _of_kind(listed.kind, listed.root, listed.paths, fit, texts)
     if not isinstance(source, str | Path):
@@ -278,6 +280,12 @@ def _open(source: object, label: str, fit: Fitter, limit: int | None, seed: int,
         return open_object(call(*found), label, fit, limit, texts)
     refuse_remote(source, CalibrationError, "calibration data")
     raise CalibrationError(f"calibration data {source} is not there", f"[[calib]] takes {TAKES}")
+
+
+def _all_end(source: object, suffixes: Sequence[str]) -> bool:
+    """Whether a list holds nothing but paths with one of these suffixes."""
+    given = source if type(source) in (list, tuple) else ()
+    return bool(given) and all(isinstance(one, str | Path) and Path(one).suffix.lower() in suffixes for one in given)  # type: ignore[attr-defined]
 
 
 def _items(source: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxshot.arguments import check_fields
+from onnxshot.arguments import check_fields, named_fields
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 
@@ -21,6 +21,7 @@ _MOST_MELS = 1024
 _MOST_FFT = 1 << 16
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class SoundPreset:
     """How sounds become the input of a model: a waveform, or a log-mel spectrogram.

@@ -59,7 +59,7 @@ class Stack(Source):
     ) -> None:
         self._label, self._folder = label, folder
         self._arrays = renamed(arrays, specs)
-        self._count, self._cuts = _cuts(self._arrays, specs)
+        self._count, self._cuts = _cuts(self._arrays, specs, label)
         notes = []
         if (rows := self._rows_of_each(specs)) > 1:
             notes.append(f"each of the {self._count} samples of {label} is a batch of {rows}")
@@ -123,18 +123,33 @@ def npz_stack(path: Path, specs: Sequence[InputSpec], check: Checked) -> Stack:
 def _check(stated: Headers, specs: Sequence[InputSpec], label: str, check: Checked) -> None:
     """Check the first sample against the inputs, from headers alone."""
     arrays = renamed(stated, specs)
-    _, cuts = _cuts(arrays, specs)
+    _, cuts = _cuts(arrays, specs, label)
     check({k: cuts[k].take(x, 0) if k in cuts and len(x) else x for k, x in arrays.items()}, f"{label}[0]")
 
 
+def _refuse_unequal(cuts: Mapping[str, _Cut | None], specs: Mapping[str, InputSpec], label: str) -> None:
+    """Raise CalibrationError where inputs that share the name of their batch axis hold different numbers of samples."""
+    by_axis: dict[str, tuple[str, int]] = {}
+    for name, cut in cuts.items():
+        shape = specs[name].shape if cut is not None else None
+        axis = shape[0] if shape else None
+        if cut is None or cut.count == 1 or not isinstance(axis, str):
+            continue
+        first, count = by_axis.setdefault(axis, (name, cut.count))
+        if count != cut.count:
+            what = f"{label}: {first!r} holds {count} samples, and {name!r} holds {cut.count}"
+            raise CalibrationError(what, "give as many rows of each input")
+
+
 def _cuts(
-    arrays: Mapping[str, NDArray[Any] | FileArray], specs: Sequence[InputSpec]
+    arrays: Mapping[str, NDArray[Any] | FileArray], specs: Sequence[InputSpec], label: str
 ) -> tuple[int, dict[str, _Cut]]:
     """The number of samples, and how to slice the arrays that hold them."""
     by_name = {spec.name: spec for spec in specs}
     cuts = {name: _cut(x, by_name.get(name)) for name, x in arrays.items()}
     counts = [cut.count for cut in cuts.values() if cut is not None and cut.count != 1]
     count = max(counts, key=lambda c: (counts.count(c), c), default=1)
+    _refuse_unequal(cuts, by_name, label)
     return count, {name: cut for name, cut in cuts.items() if cut is not None and cut.count == count}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxshot.arguments import check_fields
+from onnxshot.arguments import check_fields, named_fields
 from onnxshot.errors import UsageError
 from onnxshot.files.messages import shown
 
@@ -17,6 +17,7 @@ MOST_LENGTH = 1 << 17
 """Most tokens of one window."""
 
 
+@named_fields
 @dataclass(frozen=True, slots=True)
 class TextPreset:
     """How texts become the inputs of a language model.

@@ -45,7 +45,7 @@ from onnxshot.recipes.stages import EmitStage, PruneScope, Stages
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
 from onnxshot.results.compressed import CompressReport, CompressResult, StageRow
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.rewriting.model_inputs import fixed_shapes_for, plain_preset
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -120,7 +120,7 @@ def compress(
     """
     calib = with_transform(calib, transform)
     started = time.perf_counter()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     settings = settings or Settings()
     if calib is None:
         raise UsageError("there are no samples", "give [[calib=DATA]]: every stage learns from it")
@@ -129,7 +129,7 @@ def compress(
     stages = _emittable(requested_stages(recipe, optim_level, pruning, options), output)
     loaded = load_model(model)
     sizes = _frozen_sizes(loaded, stages)
-    files = settings.files.reading(*of_run(loaded, calib, preset), *evaluation_files(stages))
+    files = settings.files.reading(*made_from, *of_run(loaded, calib, preset), *evaluation_files(stages))
     if isinstance(recipe, str | Path):
         files = files.reading(*of_recipe(recipe))
     files.writing(*stage_writes(stages, loaded, output, keep_stages)).check()

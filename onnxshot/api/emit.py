@@ -42,7 +42,7 @@ from onnxshot.precision16.bfloat16_emulation import computes_bfloat16
 from onnxshot.recipes.vocabulary import FormatName, TargetName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.rewriting.model_inputs import fixed_shapes_for, plain_preset
 from onnxshot.rewriting.retarget import retarget
 from onnxshot.runtimes.base import EmitOptions
@@ -111,14 +111,15 @@ def emit(
     """
     calib = with_transform(calib, transform)
     started = time.perf_counter()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     reference = None if reference is None else plain_source(reference)
     settings = settings or Settings()
     formats = artifacts.formats_of((to,) if isinstance(to, str) else to, Path(output), ORT)
     targets = {name: target_named(target) if name == artifacts.ONNX else target_of(name) for name in formats}
     main = targets.get(artifacts.ONNX, targets[formats[0]])
     place, loaded = artifacts.artifact_path(Path(output), artifacts.ONNX), load_model(model)
-    files = settings.files.reading(*of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
+    reads = (*made_from, *of_run(loaded, calib, preset), *of_model_file(reference, "the reference"))
+    files = settings.files.reading(*reads)
     written = of_result(output, formats, data=data_suffix(loaded), recorded=False)
     files.writing(*written, *of_options(options)).check()
     report = Report(source_name(model), {"emit": list(formats)}, input_bytes=input_bytes(model, loaded))

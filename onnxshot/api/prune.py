@@ -44,7 +44,7 @@ from onnxshot.pruning.prune_model import (
 )
 from onnxshot.pruning.sparsity_per_layer import zero_counts
 from onnxshot.recipes.stages import PruneScope, PruneStage, Stages
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.results.pruned import LayerSparsity, PruneReport, PruneResult
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.runtimes.ort_tensor_sizes import sizes_on
@@ -110,7 +110,7 @@ def prune(
     """
     calib = with_transform(calib, transform)
     started, settings = time.perf_counter(), settings or Settings()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     asked = PruneStage.from_dict(
         {
             "sparsity": sparsity, "pattern": pattern, "scope": scope, "layers": layers or {}, "include": include,
@@ -124,7 +124,7 @@ def prune(
         prunable = prunable_model(model, loaded, asked)
     report.notes += prunable.notes
     report.skips = list(prunable.skips)
-    files = settings.files.reading(*of_run(loaded, calib, preset))
+    files = settings.files.reading(*made_from, *of_run(loaded, calib, preset))
     if output is not None:
         files = files.writing(*of_result(output, data=data_suffix(loaded)))
     files.check()

@@ -32,7 +32,7 @@ from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.recipes.vocabulary import FormatName
 from onnxshot.report.report import Report
 from onnxshot.report.values import Artifact
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.base import EmitOptions
 from onnxshot.runtimes.invalid_model import blames_model
@@ -98,7 +98,7 @@ def quantize(
     """
     calib = with_transform(calib, transform)
     started = time.perf_counter()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     settings = settings or Settings()
     emit = (emit,) if isinstance(emit, str) else emit
     named = place = named_file(output) if output is not None else None
@@ -113,7 +113,7 @@ def quantize(
     if formats != (artifacts.ONNX,) and recipe.quantizes:
         recipe = replace(recipe, portable_ops=True)  # no other runtime reads ONNX Runtime's own operators
     prepared = prepare_model(model, recipe, settings)
-    files = settings.files.reading(*of_run(prepared.model, calib, preset, stats=stats))
+    files = settings.files.reading(*made_from, *of_run(prepared.model, calib, preset, stats=stats))
     if place is not None:
         outputs = of_result(place, formats, data=data_suffix(prepared.model))
         files = files.writing(*outputs, *of_options(emit_options))

@@ -35,7 +35,7 @@ from onnxshot.graph.lean_model import LeanModel
 from onnxshot.graph.load import load_model
 from onnxshot.passes.unshare import Reshare
 from onnxshot.recipes.stages import Importance, Multiple, ShrinkScope, ShrinkStage
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.results.shrink_findings import add_found, add_latency, add_missed
 from onnxshot.results.shrunk import ShrinkReport, ShrinkResult
 from onnxshot.runtimes.invalid_model import blames_model
@@ -120,7 +120,7 @@ def shrink(
     """
     calib = with_transform(calib, transform)
     started, settings = time.perf_counter(), settings or Settings()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     asked = ShrinkStage.from_dict(
         {
             "target_flops": target_flops, "target_params": target_params, "target_latency": target_latency,
@@ -130,7 +130,7 @@ def shrink(
     ).resolved(calib is not None)  # fmt: skip
     report = ShrinkReport(source_name(model), asked.targets)
     original = original_of(model, asked)
-    files = settings.files.reading(*of_run(original.model, calib, preset, evaluate=evaluate))
+    files = settings.files.reading(*made_from, *of_run(original.model, calib, preset, evaluate=evaluate))
     if output is not None:
         files = files.writing(*of_result(output, data=data_suffix(original.model)))
     files.check()

@@ -33,7 +33,7 @@ from onnxshot.recipes.recipe_options import RecipeOptions, listed
 from onnxshot.report.advice import decibels
 from onnxshot.report.gain_findings import float_in_effect
 from onnxshot.report.report import Report
-from onnxshot.results.model_source import ModelSource, plain_source
+from onnxshot.results.model_source import ModelSource, origin_of, plain_source
 from onnxshot.results.quantized import Result
 from onnxshot.runtimes.invalid_model import blames_model
 from onnxshot.search.block_search import BlockSearch
@@ -97,7 +97,7 @@ def tune(
     """
     calib = with_transform(calib, transform)
     started = time.perf_counter()
-    model = plain_source(model)
+    made_from, model = origin_of(model), plain_source(model)
     over = with_mode(options) if recipe is None else options
     given_recipe = recipe = Recipe.from_dict({**(recipe or Recipe()).to_dict(), **over})
     settings, calib = settings or Settings(), repeatable(calib)
@@ -107,7 +107,7 @@ def tune(
             raise UsageError(f"{name} is a goal for real data, and the samples are random", hint)
     model_reads = of_model_file(model)
     files = settings.files.reading(
-        *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)
+        *made_from, *model_reads, *of_run(None, calib, preset, stats=stats, evaluate=goal.evaluate)
     )
     if output is not None:
         data = [read.path for read in model_reads[1:]]

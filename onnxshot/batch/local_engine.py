@@ -224,7 +224,7 @@ class Local:
             task.needs_mb, task.too_large, task.tries = self.max_memory_mb, True, task.tries - 1
             yield task, worst.part, None
             return
-        hint = worded("raise [[max_memory=SIZE]] or lower [[samples]]")
+        hint = worded("raise [[max_memory_mb|--max-memory]] or lower [[samples]]")
         error = f"it takes more than {self.max_memory_mb:g} MB of memory ({hint})"
         yield task, worst.part, task.cell.row(error=error, code=INTERNAL)
 

@@ -76,6 +76,11 @@ def run(
     started = time.perf_counter()
     if engine not in ENGINES:
         raise UsageError(f"the engine is {engine!r}", f"one of {', '.join(ENGINES)}")
+    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}", f"a whole number, {least} or above")
+    if max_memory_mb is not None and not max_memory_mb > 0:
+        raise UsageError(f"max_memory_mb is {max_memory_mb:g}", "a number of megabytes above 0")
     if not isinstance(manifest, Manifest):
         manifest = load_manifest(manifest, arguments)
     threads = max(1, (threads or os.cpu_count() or 1) // workers)

@@ -150,6 +150,8 @@ def _mistyped(error: Any) -> Failure | None:
     if asked and not meant and owners:
         meant = f"onnxshot {owners[0]} has it; "
     path = getattr(context, "command_path", "onnxshot")
+    if context is None and asked and len(sys.argv) > 1:  # an option without its value
+        path, of_commands = f"onnxshot {sys.argv[1]}", False
     return _usage(what, f"{meant}{path} --help lists the {'commands' if of_commands else 'options'}") if text else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -143,6 +144,8 @@ def prune(
         "target_latency": share_of("--target-latency", target_latency, _SHARES), "max_drop": max_drop,
     }  # fmt: skip
     channels = pattern == "channels"
+    if not channels and get_close_matches(pattern, ["channels"], cutoff=0.7):
+        raise UsageError(f"--pattern is {shown(pattern)}", "did you mean channels?")
     of_zeros = {"scope": scope is not None, "layer": bool(layer), "keep-zeros": keep_zeros}
     of_channels = {name.replace("_", "-"): value is not None for name, value in targets.items()}
     if wrong := [name for name, given in (of_zeros if channels else of_channels).items() if given]:

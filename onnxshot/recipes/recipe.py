@@ -171,6 +171,8 @@ class Recipe(Plain):
         in_blocks = self.bits or self.weight_type or any(rule.bits for rule in self.rules.values())
         if self.block is not None and not in_blocks:
             raise BadKey(("block",), "is given without", "blocks are of weights in 4 or 8 bits: give both", ("bits",))
+        if self.asymmetric is not None and not in_blocks:
+            raise BadKey(("asymmetric",), "is given without", "it is of weights in blocks: give both", ("bits",))
         if self.bits is not None and self.weight_type is not None:
             said = f"is {self.weight_type!r}, which does not go with"
             raise BadKey(("weight_type",), said, "give one of them", ("bits",))

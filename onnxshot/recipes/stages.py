@@ -56,7 +56,8 @@ class PruneStage(Plain):
 
     def __post_init__(self) -> None:
         if self.pattern == CHANNELS:
-            raise BadKey(("pattern",), f"is {CHANNELS!r}, which cuts them out", "zeros only here: call onnxshot.shrink")
+            hint = "zeros only here: [[call onnxshot.shrink|cut channels with onnxshot prune, and quantize the result]]"
+            raise BadKey(("pattern",), f"is {CHANNELS!r}, which cuts them out", hint)
         try:
             pattern = self.parsed_pattern
         except (ValueError, TypeError) as e:

@@ -222,11 +222,24 @@ def _compared_elsewhere(values: Values) -> bool:
     return elsewhere or bool((values.get("samples") or {}).get("judged"))
 
 
+def blank(values: Values) -> Iterator[Finding]:
+    """Judged on samples of which the float model itself makes nothing."""
+    samples = values.get("samples") or {}
+    if found := samples.get("blank"):
+        of = f"{found} of the {samples.get('judged')} samples that it was judged on"
+        hint = "look at those samples, or at the float model: nothing can be said of a result there"
+        yield Finding(BAD, f"the float model gives no finite number on {of}", hint)
+
+
 def copies(values: Values) -> Iterator[Finding]:
     """Judged on copies of one sample or two."""
     samples = values.get("samples") or {}
     count = samples.get("judged") or 0
-    distinct = samples.get("distinct", count)
+    distinct, seen, held_out = samples.get("distinct", count), samples.get("copies") or 0, samples.get("held_out") or 0
+    if seen > held_out / 2:
+        what = f"{seen} of the {held_out} held-out samples are copies of samples that it was calibrated on"
+        what += ": its figures are better than on others"
+        yield Finding(CAUTION, what, "give samples that differ: [[calib=DATA]]")
     if distinct <= _FEW_JUDGED < count and not (values.get("on_random_data") or samples.get("random")):
         what = "all are copies of one" if distinct == 1 else f"only {distinct} differ"
         hint = "give samples that differ, like those that it will see: [[calib=DATA]]"
@@ -243,7 +256,7 @@ def own_samples(values: Values) -> Iterator[Finding]:
     if samples.get("calibration") and samples.get("held_out") == 0:
         what = f"it was judged on {of} that it was calibrated on: its figures are better than on others"
         yield Finding(CAUTION, what, _to_give_more(values))
-    elif count <= _FEW_JUDGED:
+    elif count * ((values.get("recipe") or {}).get("batch") or 1) <= _FEW_JUDGED:
         of = "one sample" if count == 1 else f"{count} samples"
         yield Finding(CAUTION, f"it was judged on {of} alone, too few to be sure", _to_give_more(values))
 
@@ -258,7 +271,7 @@ def _to_give_more(values: Values) -> str:
 def cut(values: Values) -> Iterator[Finding]:
     """Removed channels: whether the target was reached, and whether the loss of accuracy was measured."""
     if not values.get("reached", True):
-        hint = "no more can be removed: ask for less, or allow [[multiple=1]]"
+        hint = "no more can be removed: ask for less, or allow [[multiple=1]] if it is above"
         yield Finding(BAD, "the target was not reached", hint)
     if values.get("drop") is not None:
         return

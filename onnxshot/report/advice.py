@@ -167,7 +167,8 @@ def _of_pruning(values: Values) -> str:
     recipe = values.get("recipe") or {}
     asked = (recipe.get("stages") or [recipe])[0]
     given = "calibration" in (values.get("samples") or {})
-    more = [] if asked.get("scope") == "auto" else ["[[scope=auto]]"]
+    auto = asked.get("scope") == "auto" or (asked.get("scope") is None and given)
+    more = [] if auto else ["[[scope=auto]]"]
     more += [] if given else ["[[calib=DATA]]"]
     return "a lower [[sparsity]]" + (f", or {' with '.join(more)}" if more else "")
 

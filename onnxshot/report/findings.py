@@ -12,10 +12,10 @@ from onnxshot.report import gain_findings as gain
 from onnxshot.report.finding import Rule
 
 RULES: tuple[Rule, ...] = (
-    accuracy.not_finite, accuracy.contract, accuracy.copies, accuracy.goal, accuracy.perplexity, accuracy.outputs_below,
-    accuracy.samples_below, accuracy.parts_below, accuracy.artifacts_below, accuracy.stages_below, gain.nothing,
-    accuracy.data, accuracy.own_samples, gain.size_and_speed, gain.in_target, gain.no_gain, gain.coverage,
-    accuracy.optimizer, gain.unplanned,
+    accuracy.not_finite, accuracy.contract, accuracy.blank, accuracy.copies, accuracy.goal, accuracy.perplexity,
+    accuracy.outputs_below, accuracy.samples_below, accuracy.parts_below, accuracy.artifacts_below,
+    accuracy.stages_below, gain.nothing, accuracy.data, accuracy.own_samples, gain.size_and_speed, gain.in_target,
+    gain.no_gain, gain.coverage, accuracy.optimizer, gain.unplanned,
 )  # fmt: skip
 """The rules for results of all verbs except shrink, in the order of their weight."""
 

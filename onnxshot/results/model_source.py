@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Protocol, cast, runtime_checkable
@@ -11,9 +12,11 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from onnxshot.arguments import Advice
+from onnxshot.delivery.input_files import of_model_file
 from onnxshot.delivery.write_results import Made
 from onnxshot.errors import ModelError, OnnxshotError
 from onnxshot.files.atomic_write import scratch
+from onnxshot.files.conflicts import Read
 from onnxshot.graph.load import first_line, load_model
 from onnxshot.graph.model import MOST_BYTES
 from onnxshot.graph.save import write
@@ -71,6 +74,8 @@ def plain_source(model: ModelSource) -> str | Path | ModelProto:
     if isinstance(model, bytes):
         return _parsed(model, "the given bytes are")
     if isinstance(model, BinaryFile):
+        if (path := _path_of(model)) is not None:
+            return path  # so that no result replaces it, and its external data is found
         return _parsed(_content(model), "the given file is")
     try:
         proto: object = model.model_proto
@@ -80,6 +85,21 @@ def plain_source(model: ModelSource) -> str | Path | ModelProto:
     if not isinstance(proto, ModelProto):
         raise ModelError(f"model_proto of the given {type(model).__name__} is {type(proto).__name__}, no ModelProto")
     return proto
+
+
+def origin_of(model: ModelSource) -> tuple[Read, ...]:
+    """The file that a result in memory was made from, which a result of that result must not replace either."""
+    given = str(getattr(getattr(model, "report", None), "input", "")) if isinstance(model, Made) else ""
+    return of_model_file(given, "the model that it was made from") if given else ()
+
+
+def _path_of(file: BinaryFile) -> Path | None:
+    """The path of an open file on the disk; None for others."""
+    name = getattr(file, "name", None)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if isinstance(name, str) and os.path.samestat(os.fstat(file.fileno()), Path(name).stat()):  # type: ignore[attr-defined]
+            return Path(name)
+    return None
 
 
 def _parsed(content: bytes | bytearray, what: str) -> ModelProto:

@@ -6,10 +6,11 @@ for ONNX Runtime alone, or falls short so that others are tried.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from onnxshot.calibration.readers import split
+from onnxshot.calibration.readers import Dataset, split
 from onnxshot.delivery.write_results import source_name
 from onnxshot.execution.collect import runs_in_parts
 from onnxshot.execution.statistics_source import RunStatistics
@@ -144,6 +145,8 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         inferences = gathered.inferences + final.inferences
         unseen = [i for i in held_out if i not in set(gathered.calibrated)]  # a single sample is both
         report.samples = _samples_row(samples, used, known.considered + len(gathered.choosing), unseen, inferences)
+        if data is not None and not data.random and unseen and (copies := _copies(data, unseen, known.samples)):
+            report.samples["copies"] = copies
     elif (final.learned_on or rewritten.halved_on is not None) and data is not None:
         held_out, used = split(len(data))[1], max(final.learned_on, rewritten.halved_on or 0)
         report.samples = _samples_row(samples, used, len(data) - len(held_out), held_out, used)
@@ -151,6 +154,12 @@ def make_quantized(prepared: Prepared, samples: Samples, reference: Reference | 
         samples, reference, gathered, final, rewritten.model, rewritten.plan, rewritten.float_model, held_out, report,
         unplaced,
     )  # fmt: skip
+
+
+def _copies(data: Dataset, held_out: list[int], calibrated: Collection[str]) -> int:
+    """How many held-out samples have the content of one that was calibrated on."""
+    used = set(calibrated)
+    return sum(digest in used for digest in data.subset(held_out).digests())
 
 
 def _samples_row(samples: Samples, used: int, considered: int, held_out: list[int], inferences: int) -> dict[str, Any]:

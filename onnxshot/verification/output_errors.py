@@ -40,6 +40,7 @@ class OutputRow:
         match: What is counted in an output of a known kind (see `onnxshot.comparison.output_matches`).
         equal: Share of equal values, 0..1, of an output that is not float.
         other_shape: Number of samples on which the shapes differ. Their noise counts as large as the signal.
+        blank: Number of samples on which the float model gives no finite number. They are not judged.
         part: Channels that are far quieter than the others (see `onnxshot.comparison.output_parts`).
         samples_db: Spread of the SQNR over the samples (see `onnxshot.comparison.sample_spread`).
         kl_nats: Mean Kullback-Leibler divergence in nats of class scores that are a softmax, or are named logits.
@@ -55,6 +56,7 @@ class OutputRow:
     match: Match | None = None
     equal: float | None = None
     other_shape: int = 0
+    blank: int = 0
     part: Part | None = None
     samples_db: Mapping[str, float] = field(default_factory=dict)
     kl_nats: float | None = None
@@ -94,6 +96,7 @@ class Sums:
     equal: int = 0
     exact: int = 0
     other_shape: int = 0
+    blank: int = 0
     not_finite: list[str] = field(default_factory=list)
 
     def add(self, wanted: NDArray[Any], got: NDArray[Any], sample: str, totals: Totals, *, first: bool) -> None:
@@ -113,8 +116,11 @@ class Sums:
             self.equal += int(np.count_nonzero(wanted == got))
             self.exact += wanted.size
             return
-        self._add_float(wanted, got, totals, first=first)
         self._look_for_nan(wanted, got, sample, "")
+        if wanted.size and not np.isfinite(wanted).any():  # the float model says nothing
+            self.blank += 1
+            return
+        self._add_float(wanted, got, totals, first=first)
         self.max_error = max(self.max_error, _largest_error(wanted.reshape(-1), got.reshape(-1)))
         if self.parts is not None:
             self.parts.add(wanted, got)
@@ -175,6 +181,7 @@ class Sums:
             match=match,
             equal=self.equal / self.exact if self.exact else None,
             other_shape=self.other_shape,
+            blank=self.blank,
             part=self.parts.found if self.parts is not None else None,
             samples_db=spread(self.each),
             kl_nats=scores.divergence if scores is not None else None,

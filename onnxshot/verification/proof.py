@@ -55,6 +55,8 @@ def record_comparison(report: Report, found: Comparison, *, random: bool) -> Non
     if found.token_inputs and random:
         known["token_inputs"] = list(found.token_inputs)
     report.samples |= {"judged": found.samples, "distinct": found.distinct}
+    if blank := max((row.blank for row in found.outputs), default=0):
+        report.samples["blank"] = blank
     if found.agreement is not None and found.cases:
         report.samples["cases"] = found.cases
     if found.tensors:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxshot.calibration.preset import Preset
+from onnxshot.calibration.preset import Preset, load_preset
 from onnxshot.calibration.readers import InputSpec, open_data
 from onnxshot.errors import CalibrationError
 
@@ -149,8 +149,9 @@ def test_arrays_of_all_samples_may_be_followed_by_their_labels():
     data = open_data((given, labels), VECTOR)
     np.testing.assert_array_equal(np.concatenate([sample.feed["x"] for sample in data]), given)
     assert data.notes == ("the first array is the input 'x'; what follows is dropped: not an input of the model",)
-    two = (given, given)
-    assert len(open_data(two, VECTOR)) == 12, "these may be two batches"
+    assert len(open_data((given, given), VECTOR)) == 6, "such as what the model is to make of it"
+    assert len(open_data((given,) * 4, VECTOR)) == 24, "a tuple of batches"
+    assert len(open_data((given[:1], given[1:2]), VECTOR)) == 2, "a tuple of samples"
 
 
 def test_another_name_for_the_only_input_is_said():
@@ -185,3 +186,27 @@ def test_what_names_no_samples_is_told(tmp_path):
     closed.close()
     assert "list #0" in refused([closed], GREY_INPUT, GREY)
     assert "rename the one that is meant to 'x'" in refused({"pix": rows(6, 4), "label": np.arange(6)}, VECTOR)
+
+
+def test_a_grey_model_takes_the_preset_that_treats_channels_alike(in_folders):
+    unit = load_preset("unit")
+    data = open_data(in_folders, GREY_INPUT, unit)
+    wanted = [sample.feed["image"] for sample in open_data(in_folders, GREY_INPUT, GREY)]
+    np.testing.assert_array_equal([sample.feed["image"] for sample in data], wanted)
+    assert "preset unit: grey, as input 'image' takes 1 channel" in data.notes
+    assert 'preset="unit"' in refused([np.zeros((8, 8), np.uint8)], GREY_INPUT)
+    assert 'preset="unit"' in refused(in_folders, GREY_INPUT, load_preset("imagenet"))
+
+
+def test_inputs_of_one_batch_hold_as_many_samples():
+    two = (InputSpec("a", F32, ("N", 4)), InputSpec("b", F32, ("N", 2)))
+    assert "'a' holds 6 samples, and 'b' holds 5" in refused({"a": rows(6, 4), "b": rows(5, 2)}, two)
+    assert "'a' holds 6 samples, and 'b' holds 5" in refused((rows(6, 4), rows(5, 2)), two)
+    assert len(open_data({"a": rows(6, 4), "b": rows(6, 2)}, two)) == 6
+    assert len(open_data({"a": rows(6, 4), "b": rows(1, 2)}, two)) == 6, "one row is part of every sample"
+
+
+def test_texts_in_an_array_are_texts():
+    assert "holds texts" in refused(np.array(["a text", "another"]), GREY_INPUT)
+    strings = (InputSpec("s", np.dtype(object), ("N",)),)
+    assert len(open_data(np.array(["a", "b", "c"]), strings)) == 3

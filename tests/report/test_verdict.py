@@ -425,6 +425,8 @@ ALSO: tuple[dict[str, Any], ...] = (  # what no case above says
     {"samples": {**SOUND["samples"], "held_out": 1, "judged": 1}},
     {"samples": {**SOUND["samples"], "held_out": 2, "judged": 2}},
     {"samples": {**SOUND["samples"], "judged": 16, "distinct": 1}},
+    {"samples": {**SOUND["samples"], "copies": 3}},
+    {"samples": {**SOUND["samples"], "blank": 4}},
     {"samples": {**SOUND["samples"], "judged": 16, "distinct": 2}},
     {"outputs": [{**SOUND["outputs"][0], "format": "openvino", "target": "openvino", "agreement": 0.2,
                   "latency": {"speedup": 0.5}, "int8_macs_share": 0.1}]},

@@ -49,7 +49,7 @@ def test_pictures_get_the_preset_that_fits_the_shape_and_hear_why(shape: tuple[o
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [((1, 1, 28, 28), FLOAT), ((1, 224, 224, 3), FLOAT), (("N", "h", "w", 3), FLOAT), ((1, 64, 64, 1), UINT8),
+    [((1, 224, 224, 3), FLOAT), (("N", "h", "w", 3), FLOAT), ((1, 64, 64, 1), UINT8),
      ((1, 3, 32, 32), UINT8)],
 )  # fmt: skip
 def test_where_no_preset_fits_a_file_is_proposed_that_does(
@@ -128,3 +128,8 @@ def test_a_model_of_the_fixtures_is_read_as_the_runtime_reads_it() -> None:
 
     given = onnxruntime.InferenceSession(str(fixture("digits_detector"))).get_inputs()
     assert [text.split(":")[0] for text in found.inputs] == [one.name for one in given]
+
+
+def test_a_grey_model_takes_the_preset_that_treats_channels_alike() -> None:
+    found = of_pictures(1, 1, 28, 28, kind=FLOAT)
+    assert (found.preset, found.problems) == ("unit", ())
