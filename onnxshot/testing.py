@@ -61,7 +61,7 @@ def assert_accuracy(
             that stays in float for any reason counts too, so that few models reach 1.0.
         preset: how samples become inputs.
         transform: called on each item of `calib`; makes an array, a tuple or a dict of it. See docs/calibration.md.
-        settings: threads and the like. Nothing is timed.
+        settings: threads and the like. Speed is not judged.
 
     Returns:
         The report of the comparison.

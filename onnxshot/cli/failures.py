@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from onnxshot.cli import streams
 from onnxshot.cli.signals import Stopped, received
 from onnxshot.errors import OnnxshotError, UsageError, in_place
-from onnxshot.wording import OWNERS, on_command_line, option
+from onnxshot.wording import OWNERS, counted, on_command_line, option
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells use. Typer returns it."""
@@ -32,6 +32,7 @@ _WANTED = {
     "greater_than_equal": "{ge:g} or above", "less_than": "a number below {lt:g}", "less_than_equal": "at most {le:g}",
 }  # fmt: skip
 """What an option takes, by the type of pydantic's error, or by the name of its type in click's."""
+_EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", re.DOTALL)
 _FIELD = re.compile(r"([a-z][a-z_]*)(?=[ .\[])")
 _NO_OPTION = ("stages",)  # keys of recipes that no option stands for
 _BEGUN = 5  # characters that two options begin with, dashes included, where one may be meant for the other
@@ -135,6 +136,11 @@ def _mistyped(error: Any) -> Failure | None:
     what = what.removesuffix(".")
     if (named := _NAMED.match(what)) and (found := _bad_value(error, named[2])):
         return _usage(f"{named[1]} is {found[0]!r}", found[1])
+    if extra := _EXTRA.match(text):
+        words = extra[1].split(" ")
+        what = f"{counted(len(words), 'argument')} more than it takes, the first is {words[0]!r}"
+        quotes = "a pattern such as '*.png' stands in quotes; " if len(words) > 1 and Path(words[0]).exists() else ""
+        return _usage(what, f"{quotes}{getattr(context, 'command_path', 'onnxshot')} --help lists the options")
     commands = getattr(context.find_root().command, "commands", {}) if context is not None else {}
     of_commands = context is None or hasattr(context.command, "commands")
     if what.startswith("No such command") and (instead := _in_place_of_command(sys.argv[1:], commands)):

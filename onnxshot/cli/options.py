@@ -258,6 +258,8 @@ def place_of(given: str | None, usual: Path) -> tuple[Path, bool]:
     """
     if given is None:
         return usual, False
+    if given == "-":
+        raise UsageError("-o is '-'", "a model goes to a file: name one, or a folder")
     folder = is_folder(given)
     return (Path(given) / usual.name if folder else Path(given)), not folder
 
