@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,8 +97,10 @@ def origin_of(model: ModelSource) -> tuple[Read, ...]:
 def _path_of(file: BinaryFile) -> Path | None:
     """The path of an open file on the disk; None for others."""
     name = getattr(file, "name", None)
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        if isinstance(name, str) and os.path.samestat(os.fstat(file.fileno()), Path(name).stat()):  # type: ignore[attr-defined]
+    if not isinstance(file, io.BufferedIOBase | io.RawIOBase) or not isinstance(name, str):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        if file.readable() and os.path.samestat(os.fstat(file.fileno()), Path(name).stat()):
             return Path(name)
     return None
 
