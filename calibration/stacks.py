@@ -69,8 +69,10 @@ class Stack(Source):
 
     def _rows_of_each(self, specs: Sequence[InputSpec]) -> int:
         """The length of the batch that each x[i] is; 1 where it is one sample."""
+        if not self._count or not any(cut.step == 0 for cut in self._cuts.values()):
+            return 1
         first = {k: self._cuts[k].take(x, 0) if k in self._cuts else np.asarray(x) for k, x in self._arrays.items()}
-        if not any(cut.step == 0 for cut in self._cuts.values()) or not {spec.name for spec in specs} <= set(first):
+        if not {spec.name for spec in specs} <= set(first):
             return 1
         parts = parts_of(first, specs)
         return 1 if parts is None else parts.count

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxshot.calibration import reader_hooks
 from onnxshot.calibration.preset import Preset, load_preset
+from onnxshot.calibration.reader_hooks import register_reader
 from onnxshot.calibration.readers import InputSpec, open_data
 from onnxshot.errors import CalibrationError
 
@@ -210,3 +212,18 @@ def test_texts_in_an_array_are_texts():
     assert "holds texts" in refused(np.array(["a text", "another"]), GREY_INPUT)
     strings = (InputSpec("s", np.dtype(object), ("N",)),)
     assert len(open_data(np.array(["a", "b", "c"]), strings)) == 3
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4)])
+def test_an_array_without_rows_holds_no_samples(shape):
+    assert "ndarray holds no samples" in refused(rows(*shape), VECTOR)
+
+
+def test_files_of_a_registered_kind_are_read_in_lists_and_patterns(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_hooks, "_READERS", {})
+    register_reader(".row", lambda path: np.full((1, 4), int(path.stem), np.float32))
+    paths = [tmp_path / f"{i}.row" for i in range(3)]
+    for path in paths:
+        path.touch()
+    for named in (paths, [str(path) for path in paths], sorted(tmp_path.glob("*.row")), str(tmp_path / "*.row")):
+        assert [float(sample.feed["x"][0, 0]) for sample in open_data(named, VECTOR)] == [0, 1, 2]
