@@ -68,6 +68,7 @@ _MODULES = {
     "prune": ("onnxshot.api.prune", "onnxshot.api.shrink", *_TABLES),
     "compress": ("onnxshot.api.compress", "onnxshot.api.bundle", *_TABLES),
     "batch": ("onnxshot.batch.run", "onnxshot.batch.summary"),
+    "bench": ("onnxshot.api.bench", "onnxshot.cli.latency_table"),
     "ui": ("onnxshot.ui.server",),
     "cache": ("onnxshot.execution.statistics_cache",),
 }

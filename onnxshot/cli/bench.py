@@ -52,7 +52,7 @@ def bench(
 
     Their runs are interleaved, so that other load affects all of them alike. The first model is the baseline.
     """
-    from onnxshot.cli import tables
+    from onnxshot.cli.latency_table import show_latencies
 
     reading = preset_of(preset, tokenizer, length)
     with terminal.progress(not as_json, "timing"):
@@ -60,7 +60,7 @@ def bench(
             models, calib, preset=reading, seconds=seconds, threads=threads, python=python, memory=memory
         )
     values = {"models": [_plain(row) for row in rows]}
-    tell(as_json, values, lambda: tables.show_latencies(rows))
+    tell(as_json, values, lambda: show_latencies(rows))
 
 
 def _plain(row: Latency) -> dict[str, Any]:

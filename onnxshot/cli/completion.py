@@ -32,6 +32,7 @@ def _names(source: str | Iterable[str]) -> Iterable[str]:
 
 
 ACTIVATION_TYPES = "onnxshot.recipes.vocabulary:ACTIVATION_TYPES"
+CUT_SCOPES = ("all", "mlp", "heads")
 DEVICES = "onnxshot.settings:DEVICES"
 EFFORTS = "onnxshot.recipes.vocabulary:EFFORTS"
 FORMATS = ("onnx", "openvino", "tensorrt")

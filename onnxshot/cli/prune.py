@@ -9,7 +9,7 @@ import typer
 
 import onnxshot
 from onnxshot.cli import terminal
-from onnxshot.cli.completion import IMPORTANCES, PATTERNS, one_of
+from onnxshot.cli.completion import CUT_SCOPES, IMPORTANCES, PATTERNS, one_of
 from onnxshot.cli.help import CHANNELS, RESULT, ZEROS
 from onnxshot.cli.options import (
     CalibOpt,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from onnxshot.results.pruned import PruneReport
     from onnxshot.results.shrunk import ShrinkResult
 
-_CUT_SCOPES = ("all", "mlp", "heads")
 _SHARES = "50% or 0.5"
 
 
@@ -107,7 +106,7 @@ def prune(
     prune_scope: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(_CUT_SCOPES),
+            metavar="NAME", rich_help_panel=CHANNELS, autocompletion=one_of(CUT_SCOPES),
             help="What may be cut: all, mlp or heads.",
         ),
     ] = "all",
@@ -151,8 +150,8 @@ def prune(
     if wrong := [name for name, given in (of_zeros if channels else of_channels).items() if given]:
         hint = "it applies to patterns that set zeros" if channels else "it applies to --pattern channels"
         raise UsageError(f"--{wrong[0]} with --pattern {pattern}", hint)
-    if prune_scope not in _CUT_SCOPES:
-        raise UsageError(f"--prune-scope is {shown(prune_scope)}", f"one of {', '.join(_CUT_SCOPES)}")
+    if prune_scope not in CUT_SCOPES:
+        raise UsageError(f"--prune-scope is {shown(prune_scope)}", f"one of {', '.join(CUT_SCOPES)}")
     if channels and zeros is not None:
         if beside := [name for name, given in of_channels.items() if given]:
             raise UsageError(f"--sparsity is given beside --{beside[0]}", "give one of them")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxshot.cli.tables import show_latencies
+from onnxshot.cli.latency_table import show_latencies
 from onnxshot.runtimes.ort_bench import Latency
 
 FIRST = Latency(Path("a.onnx"), 1.0, 0.9, 1.1, 1.0, 100)

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from tiny_decoders import decoder, encoder, no_past, texts
 
 import onnxshot
-from onnxshot.cli.tables import show_latencies, show_report
+from onnxshot.cli.latency_table import show_latencies
+from onnxshot.cli.tables import show_report
 from onnxshot.report.html.page import page
 from onnxshot.report.report import Report
 from onnxshot.report.token_figures import decoding_in_one_line, in_one_line
